@@ -1,0 +1,15 @@
+"""The InternVL family in JAX: three alignment stages through one train loop.
+
+A stage says *what* is learned, a model says *what an axis means*, one rules table says *where* it
+lives. Each verb is a package with a door, `python -m internvl_jax.<verb> --help`:
+
+    train     run a stage           plan      compile it ahead of time, without the accelerator
+    evaluate  judge a checkpoint    generate  captions and dialogue
+    convert   PyTorch weights in and out, and the proof that both models agree (`verify`)
+
+What they stand on: `nn` (blocks), `models`, `losses`, `stages`, `sharding`, `checkpoint`,
+`observe`, `batch` (what a batch holds), `config`, `chips`. Data comes from `data_pipelines`.
+Importing this package loads nothing else.
+"""
+
+__version__ = "0.1.0"
