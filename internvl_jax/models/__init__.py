@@ -1,0 +1,1 @@
+"""InternViT, QLLaMA, InternVL-C/G, InternVL-Chat and their presets."""

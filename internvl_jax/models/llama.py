@@ -1,0 +1,265 @@
+"""A LLaMA decoder with the options of the family, and room for QLLaMA's cross-attention.
+
+Layers are scanned in *periods*: one layer that may cross-attend, then the plain ones. A plain LLaMA
+is a stack of periods of one layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from internvl_jax.models.compute import Compute
+from internvl_jax.nn.attention import CrossAttention, DecoderAttention, KeyValue
+from internvl_jax.nn.mlp import SwiGlu
+from internvl_jax.nn.norm import RMSNorm
+from internvl_jax.nn.param import normal, param
+from internvl_jax.nn.rope import rope_tables
+from internvl_jax.nn.stack import Stack
+from internvl_jax.sharding.rules import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Architecture of a decoder.
+
+    Attributes:
+        kv_heads: fewer than `heads` groups the queries; None means as many.
+        head_dim: None means width // heads.
+        qkv_bias, out_bias: Qwen2 has the first, InternLM both.
+        qk_norm: per-head RMSNorm on q and k (Qwen3).
+        tied_head: logits use the embedding table.
+        head: whether there is an output head at all.
+        cross_frequency: every so many layers one that may cross-attend; 0 for a plain LLaMA.
+        vision_width: width of the tokens cross-attended to; 0 builds the same layout without the
+            cross-attention, as the text tower of stage 1 is.
+        pad_id: its embedding receives no gradient, as torch's ``padding_idx``; None for no such row.
+    """
+
+    vocab_size: int = 49954
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_dim: int = 11008
+    eps: float = 1e-6
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    tied_head: bool = False
+    head: bool = True
+    cross_frequency: int = 0
+    vision_width: int = 0
+    pad_id: int | None = None
+
+    def __post_init__(self):
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: set head_dim.")
+        if self.heads % self.K:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.K}.")
+        if self.vision_width and not self.cross_frequency:
+            raise ValueError("vision_width is set but cross_frequency is 0: say how often layers cross-attend.")
+
+    @property
+    def K(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def H(self) -> int:
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def period(self) -> int:
+        return max(self.cross_frequency, 1)
+
+    @property
+    def cross_layers(self) -> int:
+        """How many layers cross-attend: i % cross_frequency == 0."""
+        return -(-self.depth // self.cross_frequency) if self.vision_width else 0
+
+    def param_count(self) -> int:
+        """Number of parameters."""
+        D, N, K, H, F = self.width, self.heads, self.K, self.H, self.mlp_dim
+        layer = 2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D
+        layer += (N + 2 * K) * H * self.qkv_bias + D * self.out_bias + 2 * H * self.qk_norm
+        cross = 2 * D * N * H + 2 * self.vision_width * N * H + D + self.vision_width
+        head = D * self.vocab_size * (self.head and not self.tied_head)
+        return self.depth * layer + self.cross_layers * cross + self.vocab_size * D + head + D
+
+    def flops(self, tokens: int, *, logits: int = 0, queries: int = 0, vision_tokens: int = 0) -> int:
+        """Forward matrix-product FLOPs of one row (2 per multiply-add, full attention square).
+
+        Args:
+            tokens: row length, queries included.
+            logits: positions whose logits are computed.
+            queries: rows that cross-attend (0: no cross-attention).
+            vision_tokens: tokens cross-attended to.
+        """
+        D, N, K, H, F = self.width, self.heads, self.K, self.H, self.mlp_dim
+        layer = 2 * tokens * (2 * D * N * H + 2 * D * K * H + 3 * D * F) + 4 * tokens**2 * N * H
+        cross = 0
+        if queries:
+            cross = 2 * (queries * 2 * D * N * H + vision_tokens * 2 * self.vision_width * N * H)
+            cross += 4 * queries * vision_tokens * N * H
+        return self.depth * layer + self.cross_layers * cross + 2 * logits * D * self.vocab_size
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, then cross-attention for the query rows, then the feed-forward block."""
+
+    def __init__(self, cfg: LlamaConfig, *, cross: bool, rngs: nnx.Rngs):
+        init, out_init = normal(0.02), normal(0.02 * (2 * cfg.depth) ** -0.5)
+        self.norm1 = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
+        self.attn = DecoderAttention(
+            cfg.width,
+            cfg.heads,
+            cfg.K,
+            cfg.H,
+            qkv_bias=cfg.qkv_bias,
+            out_bias=cfg.out_bias,
+            qk_norm=cfg.qk_norm,
+            eps=cfg.eps,
+            rngs=rngs,
+            init=init,
+            out_init=out_init,
+        )
+        make_cross = functools.partial(CrossAttention, eps=cfg.eps, init=init, out_init=out_init)
+        self.cross = (
+            make_cross(cfg.width, cfg.heads, cfg.H, cfg.vision_width, rngs=rngs) if cross else None
+        )
+        self.norm2 = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
+        self.mlp = SwiGlu(cfg.width, cfg.mlp_dim, rngs=rngs, init=init, out_init=out_init)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array | None,
+        vision: jax.Array | None,
+        queries: int,
+        cache: KeyValue | None,
+    ) -> tuple[jax.Array, KeyValue]:
+        y, kv = self.attn(self.norm1(x), rope, mask, cache)
+        x = x + y
+        if self.cross is not None and vision is not None and queries:
+            rows = x[:, :queries]
+            x = jnp.concatenate([rows + self.cross(rows, vision), x[:, queries:]], axis=1)
+        x = x + self.mlp(self.norm2(x))
+        return constrain(x, "batch", None, None), kv
+
+
+class Period(nnx.Module):
+    """`first` may cross-attend, the layers of `rest` never do."""
+
+    def __init__(self, cfg: LlamaConfig, length: int, *, rngs: nnx.Rngs):
+        self.first = DecoderLayer(cfg, cross=cfg.vision_width > 0, rngs=rngs)
+        self.rest = nnx.List(DecoderLayer(cfg, cross=False, rngs=rngs) for _ in range(length - 1))
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        return [self.first, *self.rest]
+
+
+class LlamaOutput(NamedTuple):
+    """hidden [B, T, D] after the final norm; keys and values [L, B, T, K, H] of the new tokens;
+    layers [L, B, T, D], every layer's output before the final norm, where asked for."""
+
+    hidden: jax.Array
+    kv: KeyValue
+    layers: jax.Array | None
+
+
+class Llama(nnx.Module):
+    """Token embedding, periods of decoder layers, final norm, output head."""
+
+    def __init__(self, cfg: LlamaConfig, compute: Compute, *, rngs: nnx.Rngs):
+        self.cfg, self.compute = cfg, compute
+        whole, tail = divmod(cfg.depth, cfg.period)
+        self.embedding = param(rngs, (cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(0.02))
+        make_period = functools.partial(Period, cfg, cfg.period)
+        self.periods = Stack(make_period, whole, rngs=rngs) if whole else None
+        self.tail = Period(cfg, tail, rngs=rngs) if tail else None
+        self.norm = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
+        head = cfg.head and not cfg.tied_head
+        shape, axes = (cfg.width, cfg.vocab_size), ("embed", "vocab")
+        self.lm_head = param(rngs, shape, axes, normal(0.02)) if head else None
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """Token ids [B, T] -> [B, T, D] in the compute dtype."""
+        x = jnp.take(self.embedding[...], ids, axis=0).astype(self.compute.jnp_dtype)
+        if self.cfg.pad_id is not None:
+            x = jnp.where((ids == self.cfg.pad_id)[..., None], jax.lax.stop_gradient(x), x)
+        return constrain(x, "batch", None, None)
+
+    def head_kernel(self) -> jax.Array:
+        """The [D, V] matrix from final hidden states to logits."""
+        if self.lm_head is not None:
+            return self.lm_head[...]
+        if self.cfg.tied_head:
+            return self.embedding[...].T
+        raise ValueError("This decoder was built without an output head (head=False): it has no logits.")
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]."""
+        kernel = self.head_kernel().astype(hidden.dtype)
+        return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        *,
+        vision: jax.Array | None = None,
+        queries: int = 0,
+        cache: KeyValue | None = None,
+        collect: bool = False,
+    ) -> LlamaOutput:
+        """Runs the decoder on embeddings.
+
+        Args:
+            x: [R, T, D] embeddings; with `vision`, R/B consecutive rows belong to one image.
+            positions: [R, T] for RoPE.
+            mask: bool [R|1, T, S + T], True where attention is allowed, keys of the cache first.
+            vision: [B, P, Dv] tokens for the cross-attention.
+            queries: the first so many positions of each row cross-attend.
+            cache: keys and values [L, R, S, K, H] of earlier tokens; read only.
+            collect: return every layer's output too.
+        """
+        cfg = self.cfg
+        rope = rope_tables(positions, cfg.H, cfg.rope_theta)
+        x = x.astype(self.compute.jnp_dtype)
+        whole, k = cfg.depth // cfg.period, cfg.period
+
+        def run(period: Period, x: jax.Array, cache: KeyValue | None) -> tuple[jax.Array, Any]:
+            kvs, outs = [], []
+            for i, layer in enumerate(period.layers):
+                here = None if cache is None else (cache[0][i], cache[1][i])
+                x, kv = layer(x, rope, mask, vision, queries, here)
+                kvs.append(kv)
+                outs.append(x)
+            stacked = jax.tree.map(lambda *a: jnp.stack(a), *kvs)
+            return x, (stacked, jnp.stack(outs) if collect else None)
+
+        parts = []
+        if self.periods is not None:
+            per_period = None
+            if cache is not None:
+                per_period = tuple(c[: whole * k].reshape(whole, k, *c.shape[1:]) for c in cache)
+            x, out, _ = self.periods(
+                run, x, per_period, remat=self.compute.remat, dtype=self.compute.jnp_dtype
+            )
+            parts.append(jax.tree.map(lambda a: a.reshape(whole * k, *a.shape[2:]), out))
+        if self.tail is not None:
+            rest = None if cache is None else (cache[0][whole * k :], cache[1][whole * k :])
+            x, out = run(self.tail, x, rest)
+            parts.append(out)
+        kv, layers = jax.tree.map(lambda *a: jnp.concatenate(a), *parts) if len(parts) > 1 else parts[0]
+        return LlamaOutput(self.norm(x), kv, layers)

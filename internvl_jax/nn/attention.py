@@ -1,0 +1,209 @@
+"""Attention: one numeric core, three modules (ViT, decoder, cross)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from internvl_jax.nn.norm import RMSNorm
+from internvl_jax.nn.param import Initializer, param, zeros
+from internvl_jax.nn.rope import apply_rope
+from internvl_jax.sharding.rules import constrain
+
+KeyValue = tuple[jax.Array, jax.Array]
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+    """Scaled dot-product attention with a float32 softmax.
+
+    Args:
+        q: [B, T, N, H].
+        k: [B, S, K, H] with N a multiple of K (grouped queries).
+        v: [B, S, K, H].
+        mask: bool, broadcastable to [B, T, S], True where attention is allowed. A row with nothing
+            allowed attends uniformly, as the original does.
+
+    Returns:
+        [B, T, N, H] in q's dtype.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+class VitAttention(nnx.Module):
+    """Full self-attention with a fused qkv projection and optional full-width QK-norm."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_bias: bool,
+        qk_norm: bool,
+        eps: float,
+        rngs: nnx.Rngs,
+        init: Initializer,
+        out_init: Initializer,
+    ):
+        H = width // heads
+        axes = ("vit_heads", "head_dim")
+        self.qkv = param(rngs, (width, 3, heads, H), ("embed", None, *axes), init)
+        self.qkv_bias = param(rngs, (3, heads, H), (None, *axes), zeros) if qkv_bias else None
+        self.q_norm = RMSNorm((heads, H), eps=eps, axes=axes, rngs=rngs) if qk_norm else None
+        self.k_norm = RMSNorm((heads, H), eps=eps, axes=axes, rngs=rngs) if qk_norm else None
+        self.out = param(rngs, (heads, H, width), (*axes, "embed"), out_init)
+        self.out_bias = param(rngs, (width,), ("embed",), zeros)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, P, D] -> q, k, v, each [B, P, N, H], before QK-norm."""
+        qkv = jnp.einsum("BPD,DCNH->CBPNH", x, self.qkv[...].astype(x.dtype))
+        if self.qkv_bias is not None:
+            qkv = qkv + self.qkv_bias[...].astype(x.dtype)[:, None, None]
+        q, k, v = checkpoint_name(qkv, "qkv")
+        return q, k, v
+
+    def context(self, x: jax.Array) -> jax.Array:
+        """[B, P, D] -> attention output before the projection, [B, P, N, H]."""
+        q, k, v = self.project(x)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
+        return checkpoint_name(attend(q, k, v), "attn")
+
+    def __call__(self, x: jax.Array, gain: jax.Array | None = None) -> jax.Array:
+        """Applies the block; `gain` is LayerScale, folded as in `nn.mlp.Mlp`."""
+        kernel, bias = self.out[...], self.out_bias[...]
+        if gain is not None:
+            kernel, bias = kernel.astype(jnp.float32) * gain, bias * gain
+        y = jnp.einsum("BPNH,NHD->BPD", self.context(x), kernel.astype(x.dtype))
+        return y + bias.astype(x.dtype)
+
+
+class DecoderAttention(nnx.Module):
+    """Causal-decoder self-attention with the LLaMA family's options.
+
+    Grouped queries, biases on q, k, v (Qwen2) or q, k, v, o (InternLM), per-head q/k-norm (Qwen3).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool,
+        out_bias: bool,
+        qk_norm: bool,
+        eps: float,
+        rngs: nnx.Rngs,
+        init: Initializer,
+        out_init: Initializer,
+    ):
+        D, N, K, H = width, heads, kv_heads, head_dim
+        self.q = param(rngs, (D, N, H), ("embed", "heads", "head_dim"), init)
+        self.k = param(rngs, (D, K, H), ("embed", "kv_heads", "head_dim"), init)
+        self.v = param(rngs, (D, K, H), ("embed", "kv_heads", "head_dim"), init)
+        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init)
+        self.q_bias = param(rngs, (N, H), ("heads", "head_dim"), zeros) if qkv_bias else None
+        self.k_bias = param(rngs, (K, H), ("kv_heads", "head_dim"), zeros) if qkv_bias else None
+        self.v_bias = param(rngs, (K, H), ("kv_heads", "head_dim"), zeros) if qkv_bias else None
+        self.out_bias = param(rngs, (D,), ("embed",), zeros) if out_bias else None
+        self.q_norm = RMSNorm(H, eps=eps, axes=("head_dim",), rngs=rngs) if qk_norm else None
+        self.k_norm = RMSNorm(H, eps=eps, axes=("head_dim",), rngs=rngs) if qk_norm else None
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array | None,
+        cache: KeyValue | None = None,
+    ) -> tuple[jax.Array, KeyValue]:
+        """Attends over the cache (if any) followed by x itself.
+
+        Args:
+            x: [B, T, D].
+            rope: tables of x's positions.
+            mask: bool [B|1, T, S + T], keys of the cache first.
+            cache: rotated keys and values [B, S, K, H] of earlier tokens; read, never written.
+
+        Returns:
+            [B, T, D] and x's own keys and values [B, T, K, H].
+        """
+        q, k, v = (
+            _with_bias(jnp.einsum("BTD,DNH->BTNH", x, w[...].astype(x.dtype)), b)
+            for w, b in ((self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
+        )
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        q = constrain(apply_rope(q, rope), "batch", None, "heads", None)
+        k = constrain(apply_rope(k, rope), "batch", None, "kv_heads", None)
+        v = constrain(v, "batch", None, "kv_heads", None)
+        keys, values = k, v
+        if cache is not None:
+            keys = jnp.concatenate([cache[0].astype(k.dtype), k], axis=1)
+            values = jnp.concatenate([cache[1].astype(v.dtype), v], axis=1)
+        y = checkpoint_name(attend(q, keys, values, mask), "attn")
+        y = jnp.einsum("BTNH,NHD->BTD", y, self.out[...].astype(x.dtype))
+        return _with_bias(y, self.out_bias), (k, v)
+
+
+class CrossAttention(nnx.Module):
+    """QLLaMA's cross-attention: queries read the vision tokens; no mask, no RoPE, no gate.
+
+    Both sides have their own RMSNorm inside the block (https://arxiv.org/abs/2312.14238, 3.2).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        vision_width: int,
+        *,
+        eps: float,
+        rngs: nnx.Rngs,
+        init: Initializer,
+        out_init: Initializer,
+    ):
+        D, N, H = width, heads, head_dim
+        self.norm1 = RMSNorm(D, eps=eps, rngs=rngs)
+        self.norm2 = RMSNorm(vision_width, eps=eps, rngs=rngs)
+        self.q = param(rngs, (D, N, H), ("embed", "heads", "head_dim"), init)
+        self.k = param(rngs, (vision_width, N, H), ("embed", "heads", "head_dim"), init)
+        self.v = param(rngs, (vision_width, N, H), ("embed", "heads", "head_dim"), init)
+        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init)
+
+    def __call__(self, x: jax.Array, vision: jax.Array) -> jax.Array:
+        """Args: x [R*B, Q, D], R consecutive rows per image; vision [B, P, Dv]. Returns like x."""
+        rows, Q, D = x.shape
+        B = vision.shape[0]
+        dtype = x.dtype
+        # The R rows of one image share its keys: they are simply more queries of that image.
+        x = self.norm1(x).reshape(B, rows // B * Q, D)
+        vision = self.norm2(vision.astype(dtype))
+        q = jnp.einsum("BQD,DNH->BQNH", x, self.q[...].astype(dtype))
+        k = jnp.einsum("BPD,DNH->BPNH", vision, self.k[...].astype(dtype))
+        v = jnp.einsum("BPD,DNH->BPNH", vision, self.v[...].astype(dtype))
+        q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
+        y = checkpoint_name(attend(q, k, v), "attn")
+        y = jnp.einsum("BQNH,NHD->BQD", y, self.out[...].astype(dtype))
+        return y.reshape(rows, Q, D)
+
+
+def _with_bias(x: jax.Array, bias: nnx.Param | None) -> jax.Array:
+    return x if bias is None else x + bias[...].astype(x.dtype)
