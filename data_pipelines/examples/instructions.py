@@ -1,0 +1,142 @@
+"""A generated instruction set: questions about a picture of a concept, with their answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipelines.datasets import Concept
+from data_pipelines.examples.captions import choose, choose_language, other_concept
+from internvl_jax.batch import IMAGE_PLACEHOLDER, LANGUAGES
+
+WHAT = ("What is this in {language}?", "Name this in {language}.")
+WHICH = ("Which of these two names fits: {first} or {second}?", "Is this {first} or {second}?")
+IS = ("Is this {name}?", "Does the picture show {name}?")
+IN_WHICH_LANGUAGE = ("In which language is it called {name}?",)
+KINDS = ("what", "which", "is", "language")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question with its answer.
+
+    Attributes:
+        kind: one of `KINDS`.
+        text: the question.
+        answer: the right answer.
+        choices: the answers a closed question allows, the right one among them; empty if open.
+        language: code of the language that its names are in.
+    """
+
+    kind: str
+    text: str
+    answer: str
+    choices: tuple[str, ...]
+    language: str
+
+
+def ask(
+    kind: str,
+    number: int,
+    concepts: Sequence[Concept],
+    pool: np.ndarray,
+    languages: Sequence[str],
+    rng: np.random.Generator,
+) -> Question:
+    """One question about a picture of a concept.
+
+    Args:
+        kind: one of `KINDS`.
+        number: the concept shown.
+        concepts: the table of concepts.
+        pool: concept numbers that wrong names are drawn from.
+        languages: codes of the languages to draw from.
+        rng: source of randomness.
+
+    Returns:
+        The question.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    concept = concepts[number]
+    language = choose_language(rng, concept, languages)
+    name = concept.names[language]
+    if kind == "what":
+        text = choose(rng, WHAT).format(language=LANGUAGES[language])
+        return Question(kind, text, name, (), language)
+    if kind == "language":
+        # A name shared with another of the languages would have two right answers.
+        own = [code for code in languages if _is_own(concept, code, languages)] or [language]
+        language = choose(rng, own)
+        text = choose(rng, IN_WHICH_LANGUAGE).format(name=concept.names[language])
+        choices = tuple(LANGUAGES[code] for code in languages)
+        return Question(kind, text, LANGUAGES[language], choices, language)
+    wrong = other_concept(rng, number, concepts, pool, language).names[language]
+    right_first = rng.random() < 0.5
+    if kind == "which":
+        first, second = (name, wrong) if right_first else (wrong, name)
+        text = choose(rng, WHICH).format(first=first, second=second)
+        return Question(kind, text, name, (first, second), language)
+    if kind == "is":
+        text = choose(rng, IS).format(name=name if right_first else wrong)
+        return Question(kind, text, "Yes" if right_first else "No", ("Yes", "No"), language)
+    raise ValueError(f"Question kind {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+
+
+def _is_own(concept: Concept, language: str, languages: Sequence[str]) -> bool:
+    name = concept.names.get(language)
+    return name is not None and all(
+        concept.names.get(code, "").casefold() != name.casefold()
+        for code in languages
+        if code != language
+    )
+
+
+def converse(
+    number: int,
+    concepts: Sequence[Concept],
+    pool: np.ndarray,
+    languages: Sequence[str],
+    rng: np.random.Generator,
+    max_questions: int,
+) -> list[Question]:
+    """Several questions of different kinds about one picture.
+
+    Args:
+        number: the concept shown.
+        concepts: the table of concepts.
+        pool: concept numbers that wrong names are drawn from.
+        languages: codes of the languages to draw from.
+        rng: source of randomness.
+        max_questions: most questions; at most one of each kind.
+
+    Returns:
+        1 to ``max_questions`` questions.
+    """
+    count = 1 + int(rng.integers(min(max_questions, len(KINDS))))
+    kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:count]]
+    return [ask(kind, number, concepts, pool, languages, rng) for kind in kinds]
+
+
+def conversation(identifier: str, image: str, questions: Sequence[Question]) -> dict:
+    """A record in LLaVA's format.
+
+    Args:
+        identifier: of the record.
+        image: of the picture.
+        questions: about it; the first turn gets the placeholder of the picture.
+
+    Returns:
+        ``{id, image, conversations: [{from, value}]}``.
+    """
+    turns = []
+    for place, question in enumerate(questions):
+        head = f"{IMAGE_PLACEHOLDER}\n" if place == 0 else ""
+        turns += [
+            {"from": "human", "value": head + question.text},
+            {"from": "gpt", "value": question.answer},
+        ]
+    return {"id": identifier, "image": image, "conversations": turns}
