@@ -26,6 +26,7 @@ class InternVLConfig:
             (no queries, no cross-attention, no second projector, no matching head).
         embed_dim: E, width of the contrastive space.
         logit_scale: initial value of the log temperature.
+        logit_bias: initial value of the sigmoid loss' bias; None has no such parameter.
     """
 
     vision: VitConfig = VitConfig()
@@ -34,6 +35,7 @@ class InternVLConfig:
     embed_dim: int = 768
     pool_heads: int = 16
     logit_scale: float = math.log(1 / 0.07)
+    logit_bias: float | None = None
 
     def __post_init__(self):
         if self.queries and self.qllama.vision_width != self.vision.width:
@@ -49,6 +51,7 @@ class InternVLConfig:
         D, E = self.qllama.width, self.embed_dim
         count = self.vision.param_count() + self.qllama.param_count()
         count += pool_param_count(self.vision.width, E) + D * E + 1
+        count += self.logit_bias is not None
         if self.queries:
             count += self.queries * D + pool_param_count(D, E) + 2 * D + 2
         return count
@@ -65,6 +68,8 @@ class InternVL(nnx.Module):
         self.clip_projector = AttentionPool(cfg.vision.width, cfg.pool_heads, E, rngs=rngs)
         self.text_projection = param(rngs, (D, E), ("embed", "contrastive"), normal(D**-0.5))
         self.logit_scale = param(rngs, (), (), constant(cfg.logit_scale))
+        bias = cfg.logit_bias
+        self.logit_bias = None if bias is None else param(rngs, (), (), constant(bias))
         if not cfg.queries:
             self.query_tokens = None
         else:

@@ -17,6 +17,8 @@ vocab          whole            whole (49,954 = 2 x 24,977 hardly divides)
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,3 +55,65 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...], *, padded: bool) -> jax
     """A parameter as a layer uses it: gathered over fsdp, split over tensor."""
     names = tuple("heads" if a == "vit_heads" and padded else a for a in axes)
     return constrain(x, *names)
+
+
+def parameter_sharding(
+    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+) -> NamedSharding:
+    """Where a parameter lives at rest.
+
+    Args:
+        path: its name, for the message.
+        shape: full shape, stacked layer axis included.
+        axes: one logical name or None per axis of the shape.
+        mesh: the device mesh.
+
+    Raises:
+        ValueError: where two axes of one parameter claim the same mesh axis, or a size does not
+            divide, before anything is compiled.
+    """
+    spec = _spec(axes, AT_REST)
+    used = [name for name in spec if name is not None]
+    if len(set(used)) < len(used):
+        raise ValueError(f"{path}: two of its axes {axes} map to the same mesh axis; change sharding.rules.")
+    for size, logical, name in zip(shape, axes, spec, strict=True):
+        if name is not None and size % mesh.shape[name]:
+            raise ValueError(
+                f"{path}: its axis {logical!r} of size {size} does not divide over mesh axis {name!r} "
+                f"of size {mesh.shape[name]}: choose a mesh.{name} that divides {size}."
+            )
+    return NamedSharding(mesh, spec)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 split over every device that computes different examples."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def per_shard(fn: Callable[..., Any], batch: Mapping[str, jax.Array], *whole: Any) -> Any:
+    """Runs a loss on each device's own rows; what it returns must be the same on all of them.
+
+    Args:
+        fn: ``fn(batch, *whole, axes=names)``; `names` are the mesh axes to gather and sum over,
+            empty without a mesh.
+        batch: arrays with the batch on axis 0, handed over in shards.
+        whole: pytrees handed over whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return fn(batch, *whole, axes=())
+    in_specs = (PartitionSpec(BATCH), *(PartitionSpec() for _ in whole))
+    mapped = jax.shard_map(
+        functools.partial(fn, axes=BATCH), in_specs=in_specs, out_specs=PartitionSpec()
+    )
+    return mapped(dict(batch), *whole)

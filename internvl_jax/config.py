@@ -1,0 +1,172 @@
+"""From an ml_collections ConfigDict, which holds data only, to the frozen dataclasses the code sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXIT_CONFIG = 78
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be right; the message is one sentence that says where and what to do."""
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Builds a dataclass (and those nested in it) from a mapping.
+
+    Args:
+        cls: a dataclass; nested dataclass fields take nested mappings, missing ones their default.
+        values: a dict or ConfigDict.
+        where: dotted name used in messages.
+
+    Raises:
+        ConfigError: on a name the dataclass does not have, a value of another type, a missing
+            required one, or what the dataclass' own checks refuse.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(fields)}."
+            raise ConfigError(f"{where} has no setting {name!r}: {hint}")
+        arguments[name] = _convert(hints[name], value, f"{where}.{name}")
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in arguments
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{where} lacks the setting(s) {', '.join(missing)}: give them a value.")
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _plain(value)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        failures = []
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _convert(option, value, where)
+            except ConfigError as error:
+                failures.append(error)
+        raise failures[0]
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        if not isinstance(value, Mapping) and not hasattr(value, "items"):
+            raise ConfigError(f"{where} is {value!r}: give a group of settings.")
+        return build(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} is {value!r}: give a tuple.")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise ConfigError(f"{where} has {len(value)} entries, {len(args)} are needed.")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin in (dict, Mapping) or hint in (dict, Mapping):
+        return _plain(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where} is {value!r}: a {getattr(hint, '__name__', hint)} is needed.")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "items"):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass as nested plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    return value
+
+
+def resolved_text(value: Any) -> str:
+    """Every setting, one ``dotted.name = value`` per line: what a golden test compares."""
+    lines: list[str] = []
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, child in node.items():
+                walk(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            lines.append(f"{prefix} = {json.dumps(node, ensure_ascii=False)}")
+
+    walk("", to_dict(value))
+    return "\n".join(lines) + "\n"
+
+
+def run(main: Callable[[Any, Any], int], define_flags: Callable[[Any], None] | None = None) -> None:
+    """Entry point of a verb that takes ``--config=FILE[:argument]`` and ``--config.a.b=value``.
+
+    Args:
+        main: called with the ConfigDict and the absl flag values; its result is the exit code.
+        define_flags: adds the verb's own flags, given the ``absl.flags`` module.
+    """
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:argument].")
+    if define_flags is not None:
+        define_flags(flags)
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError) as error:
+            message = str(error.args[0]).replace("\\n", " ").replace("\n", " ").strip("'\"")
+            print(f"The configuration has no setting {message}", file=sys.stderr)
+            raise SystemExit(EXIT_CONFIG) from None
+        except FileNotFoundError as error:
+            print(f"The configuration file {error.filename} does not exist: check --config.", file=sys.stderr)
+            raise SystemExit(EXIT_CONFIG) from None
+
+    def body(argv: list[str]) -> int:
+        if len(argv) > 1:
+            print(f"Unexpected argument {argv[1]!r}: settings are given as --config.name=value.", file=sys.stderr)
+            return EXIT_CONFIG
+        if holder.value is None:
+            print("No configuration: give --config=configs/NAME.py[:argument].", file=sys.stderr)
+            return EXIT_CONFIG
+        try:
+            return main(holder.value, flags.FLAGS)
+        except ConfigError as error:
+            print(f"{error}", file=sys.stderr)
+            return EXIT_CONFIG
+
+    app.run(body, flags_parser=parse)

@@ -1,0 +1,75 @@
+"""Stage 3: supervised fine-tuning of a dialogue model (paper, section 3.3 and Table 23)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from internvl_jax.models.intern_vit import normalize_images
+from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
+from internvl_jax.stages.language import label_count, next_token_mean
+from internvl_jax.stages.stage import Batch, Metrics, Stage
+
+TRAIN_MLP = ("projector/", "query_projector/")
+TRAIN_MLP_AND_LLM = (*TRAIN_MLP, "llm/")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneStage(Stage):
+    """Next-token prediction on the answers of conversations about images.
+
+    Attributes:
+        model: the dialogue model.
+        trainable_paths: `TRAIN_MLP` first, then `TRAIN_MLP_AND_LLM`; the towers stay frozen.
+        image_slots: M, images per conversation.
+        chunk: tokens whose logits exist at a time.
+    """
+
+    model: ChatConfig = ChatConfig()
+    trainable_paths: tuple[str, ...] = TRAIN_MLP_AND_LLM
+    image_slots: int = 1
+    chunk: int = 2048
+
+    name: ClassVar[str] = "finetune"
+
+    def __post_init__(self):
+        visual = self.image_slots * self.model.visual_tokens(self.image_size)
+        if visual >= self.text_length:
+            raise ValueError(
+                f"text_length={self.text_length} cannot hold the {visual} visual tokens of "
+                f"{self.image_slots} image(s) at {self.image_size} px: make it longer."
+            )
+
+    def build(self, rngs: nnx.Rngs) -> InternVLChat:
+        return InternVLChat(self.model, self.compute, rngs=rngs)
+
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        S, T = self.image_size, self.text_length
+        return {
+            "image": jax.ShapeDtypeStruct((batch, self.image_slots, S, S, 3), np.uint8),
+            "text": jax.ShapeDtypeStruct((batch, T), np.int32),
+            "text_mask": jax.ShapeDtypeStruct((batch, T), np.bool_),
+            "labels": jax.ShapeDtypeStruct((batch, T), np.int32),
+        }
+
+    def weight(self, batch: Batch) -> jax.Array:
+        return label_count(batch["labels"])
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        images = normalize_images(batch["image"])
+        hidden = model.hidden(images, batch["text"], batch["text_mask"])
+        return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
+
+    def flops(self) -> int:
+        cfg, M = self.model, self.image_slots
+        patches = 1 + (self.image_size // cfg.vision.patch_size) ** 2
+        total = M * cfg.vision.flops(patches)
+        if cfg.qllama is not None:
+            total += M * cfg.qllama.flops(cfg.queries, queries=cfg.queries, vision_tokens=patches)
+        llm = cfg.llm.flops(self.text_length, logits=self.text_length)
+        trained = any(p.startswith("llm") for p in self.trainable_paths)
+        return total + (3 if trained else 2) * llm

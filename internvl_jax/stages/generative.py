@@ -1,0 +1,285 @@
+"""Stage 2: vision-language generative training (paper, section 3.3 and Table 20).
+
+One QLLaMA pass reads every image through rows [queries][text], a row per task; ViT runs once:
+
+* ``pretrain``: ITM | ITC | ITG, the released stage-2 loss;
+* ``retrieval``: ITM-negative | ITM-positive | ITC with soft targets, the loss of the released
+  retrieval fine-tuning, which also trains the ViT's own projector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from internvl_jax.losses.captioning import chunked_next_token_loss
+from internvl_jax.losses.contrastive import contrastive_loss
+from internvl_jax.losses.matching import matching_loss, sample_hard_negatives
+from internvl_jax.models.intern_vit import normalize_images
+from internvl_jax.models.internvl import InternVL, InternVLConfig, unit
+from internvl_jax.models.qllama import query_text_mask
+from internvl_jax.sharding.rules import constrain, per_shard
+from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerativeStage(Stage):
+    """Image-text matching, contrastive and captioning losses through the queries.
+
+    Attributes:
+        model: InternVL with queries.
+        variant: ``pretrain`` or ``retrieval``.
+        hard_negatives: draw each image's negative text by similarity (BLIP-2) instead of taking the
+            loader's uniform one (the released code).
+        label_smoothing: of the pre-training ITC targets.
+        empty_caption: number of tokens of an empty caption; such ITM rows are ignored. None where no
+            caption is empty.
+        empty_summary: the same for "summarize:" and nothing else (5 with LLaMA's tokenizer).
+        chunk: logits that exist at a time: columns of ITC, tokens of ITG.
+        layer_decay: learning-rate factor per layer of depth below the last; 1 is off.
+    """
+
+    model: InternVLConfig = InternVLConfig()
+    trainable_paths: tuple[str, ...] = (
+        "query_tokens",
+        ".*/cross/",
+        "clip_projector2/",
+        "itm_",
+        "logit_scale",
+    )
+    variant: str = "pretrain"
+    hard_negatives: bool = False
+    label_smoothing: float = 0.0
+    empty_caption: int | None = None
+    empty_summary: int | None = None
+    chunk: int = 4096
+    layer_decay: float = 1.0
+
+    name: ClassVar[str] = "generative"
+
+    def __post_init__(self):
+        if self.variant not in ("pretrain", "retrieval"):
+            raise ValueError(f"variant={self.variant!r}: use pretrain or retrieval.")
+        if not self.model.queries:
+            raise ValueError("The generative stage needs queries: set model.queries above 0.")
+
+    def build(self, rngs: nnx.Rngs) -> InternVL:
+        return InternVL(self.model, self.compute, rngs=rngs)
+
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        S, T = self.image_size, self.text_length
+        spec = {"image": jax.ShapeDtypeStruct((batch, S, S, 3), np.uint8)}
+        for name in ("positive", "negative", "summarize", "text"):
+            spec.update(tokens(batch, T, name))
+        spec["labels"] = jax.ShapeDtypeStruct((batch, T), np.int32)
+        spec["image_id"] = jax.ShapeDtypeStruct((batch,), np.int32)
+        return spec
+
+    def lr_scale(self, path: str, shape: tuple[int, ...]) -> float | np.ndarray:
+        return super().lr_scale(path, shape) * self._decay(path)
+
+    def _decay(self, path: str) -> float | np.ndarray:
+        """Layer-wise decay with the released layer ids: embeddings 0, layer i at i + 1, heads last."""
+        if self.layer_decay == 1.0:
+            return 1.0
+        vision = path.startswith(("vision/", "clip_projector/"))
+        depth = self.model.vision.depth if vision else self.model.qllama.depth
+        period = 1 if vision else self.model.qllama.period
+        last = depth + 1
+        whole = depth // period
+        if "/layers/" in path:
+            slot = int(path.split("/rest/")[1].split("/")[0]) + 1 if "/rest/" in path else 0
+            ids = np.arange(whole) * period + slot + 1
+        elif "/tail/" in path:
+            slot = int(path.split("/rest/")[1].split("/")[0]) + 1 if "/rest/" in path else 0
+            ids = np.int64(whole * period + slot + 1)
+        elif path.startswith(("vision/", "query_tokens", "logit_scale", "qllama/embedding")):
+            ids = np.int64(0)
+        else:
+            ids = np.int64(last)
+        # The released layer count is depth + 2, and the factor decay^(count - 1 - id).
+        return self.layer_decay ** (last - ids).astype(np.float64)
+
+    def loss(self, model: InternVL, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        return self.grouped_loss(model, batch, key, groups=1)
+
+    def grouped_loss(
+        self, model: InternVL, batch: Batch, key: jax.Array | None, *, groups: int
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss as `groups` data-parallel ranks of the released code would compute it.
+
+        The released code divides by each rank's own count of kept rows and splits ITM's positives
+        from its negatives rank by rank; training here uses one group, the global batch.
+        """
+        images = normalize_images(batch["image"])
+        vision = model.image_tokens(images, random=randomness(batch, key))
+        if self.hard_negatives:
+            batch = {**batch, **self._mine(model, vision, batch, key)}
+        rows = self._pretrain if self.variant == "pretrain" else self._retrieval
+        return rows(model, vision, batch, groups)
+
+    def _pretrain(
+        self, model: InternVL, vision: jax.Array, batch: Batch, groups: int
+    ) -> tuple[jax.Array, Metrics]:
+        B, Q = vision.shape[0], self.model.queries
+        position = jnp.arange(B) % (B // groups)
+        # The first rows of each group show a wrong caption, the last half of them the right one.
+        match = position >= B // groups - B // groups // 2
+        itm_ids = jnp.where(match[:, None], batch["positive"], batch["negative"])
+        itm_mask = jnp.where(match[:, None], batch["positive_mask"], batch["negative_mask"])
+        hidden = self._fused(
+            model,
+            vision,
+            (itm_ids, itm_mask, "itm"),
+            (batch["summarize"], batch["summarize_mask"], "itc"),
+            (batch["text"], batch["text_mask"], "itg"),
+        )
+        itm, itc, itg = (hidden[:, i] for i in range(3))
+
+        logits = jnp.mean(model.match_logits(itm[:, :Q]), axis=1)
+        valid = _not_empty(itm_mask, self.empty_caption)
+        loss_itm, itm_metrics = matching_loss(logits, match.astype(jnp.int32), valid=valid, groups=groups)
+
+        embeddings = {
+            "image": model.clip_projector2(itc[:, :Q]),
+            "text": model.project_text(itc[:, Q:], batch["summarize_mask"]),
+            "valid": _not_empty(batch["summarize_mask"], self.empty_summary),
+        }
+        scale = model.logit_scale[...]
+
+        def shard(rows, scale, axes):
+            return contrastive_loss(
+                rows["image"],
+                rows["text"],
+                scale,
+                valid=rows["valid"],
+                groups=groups,
+                axes=axes,
+                chunk=self.chunk,
+                label_smoothing=self.label_smoothing,
+            )
+
+        loss_itc, itc_metrics = per_shard(shard, embeddings, scale)
+
+        labels = batch["labels"]
+        counts = jnp.sum(labels[:, 1:] >= 0, axis=1).astype(jnp.float32).reshape(groups, -1)
+        per_token = jnp.repeat(1.0 / jnp.maximum(jnp.sum(counts, 1), 1.0) / groups, B // groups)
+        itg_total = chunked_next_token_loss(
+            itg[:, Q:], model.qllama.head_kernel(), labels, chunk=self.chunk, row_weights=per_token
+        )
+        loss_itg = itg_total.loss
+        metrics = {
+            "loss_itm": loss_itm,
+            "loss_itc": loss_itc,
+            "loss_itg": loss_itg,
+            "itm_accuracy": itm_metrics["accuracy"],
+            "itg_token_accuracy": itg_total.correct / jnp.maximum(itg_total.count, 1.0),
+            **{f"itc_{k}": v for k, v in itc_metrics.items()},
+            "logit_scale": jnp.exp(scale),
+        }
+        return loss_itm + loss_itc + loss_itg, metrics
+
+    def _retrieval(
+        self, model: InternVL, vision: jax.Array, batch: Batch, groups: int
+    ) -> tuple[jax.Array, Metrics]:
+        B, Q = vision.shape[0], self.model.queries
+        hidden = self._fused(
+            model,
+            vision,
+            (batch["negative"], batch["negative_mask"], "itm"),
+            (batch["positive"], batch["positive_mask"], "itm"),
+            (batch["summarize"], batch["summarize_mask"], "itc"),
+        )
+        logits = jnp.mean(model.match_logits(hidden[:, :2, :Q].reshape(2 * B, Q, -1)), axis=1)
+        match = jnp.tile(jnp.array([0, 1], jnp.int32), B)
+        masks = jnp.stack([batch["negative_mask"], batch["positive_mask"]], axis=1)
+        valid = _not_empty(masks.reshape(2 * B, -1), self.empty_caption)
+        loss_itm, itm_metrics = matching_loss(logits, match, valid=valid, groups=groups)
+
+        itc = hidden[:, 2]
+        embeddings = {
+            "image": model.clip_projector2(itc[:, :Q]),
+            "backbone": model.clip_projector(vision),
+            "text": model.project_text(itc[:, Q:], batch["summarize_mask"]),
+            "valid": _not_empty(batch["summarize_mask"], self.empty_summary),
+            "ids": batch["image_id"],
+        }
+        scale = model.logit_scale[...]
+
+        def shard(rows, scale, axes):
+            losses, metrics = zip(
+                *(
+                    contrastive_loss(
+                        rows[name],
+                        rows["text"],
+                        scale,
+                        valid=rows["valid"],
+                        image_ids=rows["ids"],
+                        groups=groups,
+                        axes=axes,
+                        chunk=self.chunk,
+                    )
+                    for name in ("image", "backbone")
+                ),
+                strict=True,
+            )
+            return sum(losses), metrics[0]
+
+        loss_itc, itc_metrics = per_shard(shard, embeddings, scale)
+        metrics = {
+            "loss_itm": loss_itm,
+            "loss_itc": loss_itc,
+            "itm_accuracy": itm_metrics["accuracy"],
+            **{f"itc_{k}": v for k, v in itc_metrics.items()},
+            "logit_scale": jnp.exp(scale),
+        }
+        return loss_itm + loss_itc, metrics
+
+    def _fused(self, model: InternVL, vision: jax.Array, *rows: Any) -> jax.Array:
+        """One pass over R rows per image: (ids, mask, use) each -> hidden [B, R, Q + T, D]."""
+        B = vision.shape[0]
+        ids = jnp.stack([r[0] for r in rows], axis=1)
+        masks = jnp.stack([query_text_mask(self.model.queries, r[1], r[2]) for r in rows], axis=1)
+        flat = lambda x: constrain(x.reshape(-1, *x.shape[2:]), "batch", *(None,) * (x.ndim - 2))
+        hidden = model.fused(vision, flat(ids), flat(masks)).hidden
+        return hidden.reshape(B, len(rows), *hidden.shape[1:])
+
+    def _mine(
+        self, model: InternVL, vision: jax.Array, batch: Batch, key: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Negatives drawn by similarity from the batch's other captions, without gradient."""
+        if key is None:
+            return {}
+        image = unit(model.clip_projector(vision))
+        text = unit(model.text_embedding(batch["summarize"], batch["summarize_mask"]))
+        similarity = jnp.exp(model.logit_scale[...]) * image @ text.T
+        similarity = jax.lax.stop_gradient(constrain(similarity, "batch", None))
+        index = sample_hard_negatives(similarity, batch["image_id"], jax.random.fold_in(key, 2**30))
+        return {
+            "negative": batch["positive"][index],
+            "negative_mask": batch["positive_mask"][index],
+        }
+
+    def flops(self) -> int:
+        vision, text = self.model.vision, self.model.qllama
+        Q, T, P = self.model.queries, self.text_length, 1 + vision.grid**2
+        row = text.flops(Q + T, queries=Q, vision_tokens=P)
+        logits = T if self.variant == "pretrain" else 0
+        # A frozen matrix costs the forward product and the one that carries the gradient on.
+        trained_towers = any("vision/".startswith(p) or p == "" for p in self.trainable_paths)
+        return (3 if trained_towers else 1) * vision.flops() + (3 if trained_towers else 2) * (
+            3 * row + text.flops(0, logits=logits)
+        )
+
+
+def _not_empty(mask: jax.Array, empty: int | None) -> jax.Array:
+    """Rows whose text is more than an empty caption: bool [B, T] -> bool [B]."""
+    if empty is None:
+        return jnp.ones(mask.shape[0], bool)
+    return jnp.sum(mask.astype(jnp.int32), axis=1) != empty
+

@@ -1,0 +1,76 @@
+"""Stage 0: a short language-model training of a decoder.
+
+It stands in for the pretrained LLaMA that the paper starts from, where none is at hand: stages 1
+and 2 never train the output head, so it must come from somewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from internvl_jax.losses.captioning import chunked_next_token_loss
+from internvl_jax.models.llama import Llama, LlamaConfig
+from internvl_jax.models.qllama import causal_mask
+from internvl_jax.stages.stage import Batch, Metrics, Stage, tokens
+
+
+class LanguageModel(nnx.Module):
+    """A decoder under the name it has inside the larger models."""
+
+    def __init__(self, cfg: LlamaConfig, stage: LanguageStage, *, rngs: nnx.Rngs):
+        self.llm = Llama(cfg, stage.compute, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageStage(Stage):
+    """Next-token prediction on plain text.
+
+    Attributes:
+        model: the decoder; with QLLaMA's cross_frequency it has the layout stage 1 continues.
+        chunk: tokens whose logits exist at a time.
+    """
+
+    model: LlamaConfig = LlamaConfig()
+    chunk: int = 4096
+
+    name: ClassVar[str] = "language"
+
+    def build(self, rngs: nnx.Rngs) -> LanguageModel:
+        return LanguageModel(self.model, self, rngs=rngs)
+
+    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        T = self.text_length
+        return {**tokens(batch, T), "labels": jax.ShapeDtypeStruct((batch, T), np.int32)}
+
+    def weight(self, batch: Batch) -> jax.Array:
+        return label_count(batch["labels"])
+
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+        text = batch["text"]
+        positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
+        hidden = model.llm(model.llm.embed(text), positions, causal_mask(batch["text_mask"])).hidden
+        return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
+
+    def flops(self) -> int:
+        return 3 * self.model.flops(self.text_length, logits=self.text_length)
+
+
+def label_count(labels: jax.Array) -> jax.Array:
+    """Number of learned positions after the shift, float32."""
+    return jnp.sum(labels[:, 1:] >= 0).astype(jnp.float32)
+
+
+def next_token_mean(
+    hidden: jax.Array, kernel: jax.Array, labels: jax.Array, chunk: int
+) -> tuple[jax.Array, Metrics]:
+    """Mean next-token loss and accuracy over the learned positions of the global batch."""
+    total = chunked_next_token_loss(hidden, kernel, labels, chunk=chunk)
+    count = jnp.maximum(total.count, 1.0)
+    loss = total.loss / count
+    return loss, {"token_accuracy": total.correct / count, "perplexity": jnp.exp(loss)}

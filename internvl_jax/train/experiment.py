@@ -1,0 +1,160 @@
+"""A run as data: what a file in ``configs/`` resolves to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from internvl_jax.config import ConfigError, build
+from internvl_jax.sharding.mesh import MeshConfig
+from internvl_jax.stages.contrastive import ContrastiveStage
+from internvl_jax.stages.finetune import FinetuneStage
+from internvl_jax.stages.generative import GenerativeStage
+from internvl_jax.stages.language import LanguageStage
+from internvl_jax.stages.stage import Stage
+from internvl_jax.train.optimizer import OptimConfig
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (LanguageStage, ContrastiveStage, GenerativeStage, FinetuneStage)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with its own settings of the stage.
+
+    Attributes:
+        until: the step at which it ends (exclusive); the last phase ends with the run.
+        stage: settings that replace the stage's, e.g. ``{"image_size": 224, "keep": 1.0}``.
+    """
+
+    until: int
+    stage: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from when it does not resume.
+
+    Attributes:
+        handoff: folder of an earlier stage's checkpoints; "" starts from scratch.
+        rename: (old prefix, new prefix) pairs from its paths to this model's.
+        new_ok: regular expressions of this model's paths that may be new.
+        dropped_ok: regular expressions of its paths that may be left behind.
+    """
+
+    handoff: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+    new_ok: tuple[str, ...] = ()
+    dropped_ok: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch, and how often what happens.
+
+    Attributes:
+        steps: number of updates.
+        global_batch: examples per update over all devices.
+        accumulate: microbatches per update.
+        grad_cache: cache gradients, so that a contrastive loss still sees the global batch.
+        frozen_dtype: of parameters that are not trained.
+        log_every, eval_every, save_every: in steps; 0 for eval_every is never.
+        eval_batches: validation batches per evaluation.
+        keep, keep_every: checkpoints kept: the newest, and every so many steps for good.
+        max_bad_records: share of records that may fail to decode before the run stops.
+        profile: (first, last) step of a profiler window.
+        tensorboard, wandb: further metric writers; wandb names the project.
+    """
+
+    steps: int
+    global_batch: int
+    accumulate: int = 1
+    grad_cache: bool = False
+    frozen_dtype: str = "bfloat16"
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 4
+    save_every: int = 1000
+    keep: int = 3
+    keep_every: int = 0
+    max_bad_records: float = 0.01
+    profile: tuple[int, ...] = ()
+    tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self):
+        if self.global_batch % self.accumulate:
+            raise ValueError(
+                f"global_batch={self.global_batch} does not split into accumulate={self.accumulate} parts."
+            )
+        if len(self.profile) not in (0, 2):
+            raise ValueError("profile takes two steps, first and last.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on; equal experiments on equal data give equal runs.
+
+    Attributes:
+        stage: what is learned.
+        data: settings of the data pipeline; image size, text length and visual tokens come from
+            the stage.
+        phases: scheduled changes of the stage, in order; empty for none.
+    """
+
+    stage: Stage
+    train: TrainConfig
+    data: dict[str, Any]
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    init: tuple[InitConfig, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        ends = [p.until for p in self.phases]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != self.train.steps):
+            raise ConfigError(
+                f"config.phases end at steps {ends}: they must rise and end with train.steps={self.train.steps}."
+            )
+
+    def schedule(self) -> list[tuple[int, Stage]]:
+        """(end, stage) of every phase."""
+        if not self.phases:
+            return [(self.train.steps, self.stage)]
+        return [
+            (p.until, _with(self.stage, p.stage, f"config.phases[{i}].stage"))
+            for i, p in enumerate(self.phases)
+        ]
+
+    def data_config(self, stage: Stage) -> dict[str, Any]:
+        """The data pipeline's settings under a phase's stage."""
+        settings = {**self.data, "image_size": stage.image_size, "text_length": stage.text_length}
+        if isinstance(stage, FinetuneStage):
+            settings["visual_tokens"] = stage.model.visual_tokens(stage.image_size)
+            settings["image_slots"] = stage.image_slots
+        return settings
+
+
+def _with(stage: Stage, changes: Mapping[str, Any], where: str) -> Stage:
+    current = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
+    return build(type(stage), {**current, **changes}, where)
+
+
+def resolve(config: Mapping[str, Any]) -> Experiment:
+    """ConfigDict -> Experiment.
+
+    Raises:
+        ConfigError: one sentence naming the setting that cannot be right.
+    """
+    values = dict(config.items())
+    if "stage" not in values or "name" not in values["stage"]:
+        raise ConfigError(f"config.stage.name is missing: use one of {', '.join(STAGES)}.")
+    stage = dict(values["stage"].items())
+    name = stage.pop("name")
+    if name not in STAGES:
+        raise ConfigError(f"config.stage.name is {name!r}: use one of {', '.join(STAGES)}.")
+    values["stage"] = build(STAGES[name], stage, "config.stage")
+    return build(Experiment, values)

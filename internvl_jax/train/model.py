@@ -1,0 +1,133 @@
+"""The pure boundary: a model is a graph definition and a flat table of named parameters.
+
+Step, optimizer, checkpoint, sharding and conversion see nested dicts of arrays with stable paths
+(``vision/blocks/layers/attn/qkv``); NNX modules exist only inside `Definition.merge`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from internvl_jax.nn.param import axes_of
+from internvl_jax.sharding.rules import parameter_sharding
+
+Tree = dict[str, Any]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> ``{"a/b/c": leaf}``, in the tree's order."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else str(key)
+        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Tree:
+    """The inverse of `flatten`."""
+    tree: Tree = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a stage's model is, without its arrays.
+
+    Attributes:
+        build: makes the module from ``nnx.Rngs``.
+        trainable: whether the parameter of a path is trained.
+        graphdef: NNX's static half.
+        variables: path -> NNX variable holding a ShapeDtypeStruct, with its axis names.
+    """
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    trainable: Callable[[str], bool]
+    graphdef: Any
+    variables: dict[str, nnx.Variable]
+
+    @classmethod
+    def of(
+        cls, build: Callable[[nnx.Rngs], nnx.Module], trainable: Callable[[str], bool]
+    ) -> Definition:
+        """Reads the structure from shapes alone; no parameter is allocated."""
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        variables = {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+        return cls(build, trainable, graphdef, variables)
+
+    def merge(self, *trees: Mapping[str, Any]) -> nnx.Module:
+        """Puts arrays into a module; the trees together hold every path exactly once."""
+        leaves = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
+        if leaves.keys() != self.variables.keys():
+            odd = sorted(leaves.keys() ^ self.variables.keys())
+            raise ValueError(f"Parameters do not match the model, first difference: {odd[0]}.")
+        state = nnx.State.from_flat_path(
+            {_keys(path): v.replace(leaves[path]) for path, v in self.variables.items()}
+        )
+        return nnx.merge(self.graphdef, state)
+
+    def split(self, module: nnx.Module) -> tuple[Tree, Tree]:
+        """A module's arrays as (trained, frozen) nested dicts."""
+        flat = {
+            "/".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module))
+        }
+        return (
+            unflatten({p: x for p, x in flat.items() if self.trainable(p)}),
+            unflatten({p: x for p, x in flat.items() if not self.trainable(p)}),
+        )
+
+    def axes(self, path: str) -> tuple[str | None, ...]:
+        """Logical axis names of a parameter, stacked layer axis included (as None)."""
+        return axes_of(self.variables[path])
+
+    def stacked(self, path: str) -> bool:
+        """Whether the parameter carries a leading layer axis."""
+        return "/layers/" in path
+
+    def abstract(self, mesh: Mesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
+        """(trained, frozen) as ShapeDtypeStructs with shardings; trained parameters are float32."""
+        trained, frozen = {}, {}
+        for path, variable in self.variables.items():
+            value = variable.get_value()
+            sharding = parameter_sharding(path, value.shape, self.axes(path), mesh)
+            tree, dtype = (trained, value.dtype) if self.trainable(path) else (frozen, frozen_dtype)
+            tree[path] = jax.ShapeDtypeStruct(value.shape, dtype, sharding=sharding)
+        return unflatten(trained), unflatten(frozen)
+
+    def initialize(self, seed: int, mesh: Mesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
+        """Fresh (trained, frozen) parameters, created on their shards; same values on any mesh."""
+        trained, frozen = self.abstract(mesh, frozen_dtype)
+
+        def init(key: jax.Array) -> tuple[Tree, Tree]:
+            parts = self.split(self.build(nnx.Rngs(key)))
+            cast = lambda x, like: x.astype(like.dtype)
+            return jax.tree.map(cast, parts, (trained, frozen))
+
+        shardings = jax.tree.map(lambda s: s.sharding, (trained, frozen))
+        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def _keys(path: str) -> tuple[str | int, ...]:
+    return tuple(int(k) if k.isdigit() else k for k in path.split("/"))
+
+
+def count(tree: Any) -> int:
+    """Number of array entries in a pytree."""
+    return sum(int(jnp.size(x)) if not hasattr(x, "size") else int(x.size) for x in jax.tree.leaves(tree))
+
+
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every leaf."""
+    return jax.tree.map(lambda x: x.sharding, tree, is_leaf=lambda x: isinstance(x, NamedSharding))
