@@ -1,0 +1,201 @@
+"""Official PyTorch weights -> our parameters, strictly checked on both sides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from internvl_jax.checkpoint.tree import flatten, like, some, unflatten
+from internvl_jax.convert.key_maps import MODULES, KeyMap, ModelConfig, key_map
+from internvl_jax.convert.names import Shape
+from internvl_jax.models.compute import Compute
+
+# Buffers that old LLaMA files carry and nothing reads: the rotary frequencies are computed.
+IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+
+
+class WeightsError(ValueError):
+    """Files that are not the weights of the model; the message is one sentence."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of official files by name, read one at a time.
+
+    Takes a `.safetensors`, `.bin` or `.pth` file, or a folder of shards. Pickled files are read by
+    torch's weights-only loader, so nothing in them is executed.
+    """
+
+    def __init__(self, source: str | Path):
+        self.source = Path(source)
+        self._file: dict[str, Any] = {}
+        self.shapes: dict[str, Shape] = {}
+        for path in _files(self.source):
+            opened = _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
+            for name, shape in opened.shapes.items():
+                if name in self.shapes:
+                    raise WeightsError(f"{self.source} holds the tensor {name} twice.")
+                self._file[name], self.shapes[name] = opened, shape
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._file[name].read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise WeightsError(f"{source} does not exist: give a weight file or a folder of them.")
+    indices = [*source.glob("*.safetensors.index.json"), *source.glob("*.bin.index.json")]
+    if indices:
+        index = json.loads(indices[0].read_text())
+        files = [source / name for name in sorted(set(index["weight_map"].values()))]
+        for path in files:
+            if not path.is_file():
+                raise WeightsError(f"{source} lacks {path.name}, which {indices[0].name} lists.")
+        return files
+    for pattern in ("*.safetensors", "*.bin", "*.pth"):
+        if files := sorted(source.glob(pattern)):
+            return files
+    raise WeightsError(f"{source} holds no .safetensors, .bin or .pth file.")
+
+
+class _Safetensors:
+    def __init__(self, path: Path):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._handle = safe_open(path, "np")
+            names = self._handle.keys()
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+        self.shapes = {n: tuple(self._handle.get_slice(n).get_shape()) for n in names}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._handle.get_tensor(name)
+
+
+class _Pickle:
+    def __init__(self, path: Path):
+        try:
+            import torch
+        except ImportError:
+            raise WeightsError(
+                f"{path} is a pickled file: install the torch extra, or convert it to safetensors."
+            ) from None
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise WeightsError(f"{path} cannot be read as plain weights: {reason}") from None
+        for wrapper in ("state_dict", "model", "module"):
+            if isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
+        self._state = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
+        self.shapes = {n: tuple(t.shape) for n, t in self._state.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        import ml_dtypes
+        import torch
+
+        tensor = self._state[name]
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+
+def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str | Path) -> None:
+    """Compares names and shapes in both directions.
+
+    Args:
+        found: what the files hold.
+        expected: what the model needs, `KeyMap.shapes`.
+        where: the files, for the message.
+
+    Raises:
+        WeightsError: one sentence that names what is missing, extra or misshapen.
+    """
+    missing = [n for n in expected if n not in found]
+    extra = [n for n in found if n not in expected and not IGNORED.search(n)]
+    wrong = [
+        f"{n} (is {list(found[n])}, should be {list(expected[n])})"
+        for n in expected
+        if n in found and tuple(found[n]) != tuple(expected[n])
+    ]
+    faults: list[str] = []
+    for what, names in (("lacks", missing), ("has the unknown", extra), ("misshapes", wrong)):
+        if names:
+            faults.append(f"{what} {some(names)}")
+    if faults:
+        raise WeightsError(f"{where} does not fit the model: it {'; it '.join(faults)}.")
+
+
+def load(
+    tensors: Mapping[str, np.ndarray] | str | Path,
+    cfg: ModelConfig,
+    naming: str = "hf",
+    *,
+    keys: KeyMap | None = None,
+    dtype: Any = np.float32,
+) -> dict[str, Any]:
+    """Official weights as our parameters.
+
+    Args:
+        tensors: `Tensors`, any mapping of official names to arrays, or a path of one.
+        cfg: architecture the weights must fit exactly.
+        naming: see `key_maps.components`.
+        keys: a map to use instead of the naming's.
+        dtype: of the result; None keeps the files'.
+
+    Returns:
+        Nested dict of numpy arrays. Leaves that the naming has no place for are left out.
+
+    Raises:
+        WeightsError: on anything missing, extra or misshapen; nothing is loaded then.
+    """
+    if isinstance(tensors, (str, Path)):
+        tensors = Tensors(tensors)
+    keys = key_map(cfg, naming) if keys is None else keys
+    if isinstance(tensors, Tensors):
+        check(tensors.shapes, keys.shapes, tensors.source)
+    else:
+        check({n: tuple(np.shape(t)) for n, t in tensors.items()}, keys.shapes, "The weights")
+    flat: dict[str, np.ndarray] = {}
+    for name, entry in keys.entries.items():
+        tensor = tensors[name]
+        if entry.path not in flat:
+            shape = keys.ours[entry.path].shape
+            flat[entry.path] = np.empty(shape, tensor.dtype if dtype is None else dtype)
+        keys.to_ours(flat[entry.path], name, tensor)
+    return unflatten(flat)
+
+
+def module(cfg: ModelConfig, params: Mapping[str, Any], compute: Compute) -> nnx.Module:
+    """A model that holds the given parameters.
+
+    Args:
+        cfg: architecture.
+        params: nested dict as of `load`; leaves it lacks are filled with zeros.
+        compute: dtype and rematerialisation.
+    """
+    cls = MODULES[type(cfg)]
+    model = nnx.eval_shape(lambda: cls(cfg, compute, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    given = flatten(dict(params))
+    leaves = {
+        path: jnp.asarray(given[path]) if path in given else jnp.zeros(leaf.shape, leaf.dtype)
+        for path, leaf in flatten(state).items()
+    }
+    return nnx.merge(graph, like(state, leaves))

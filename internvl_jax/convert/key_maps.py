@@ -1,0 +1,266 @@
+"""Our parameters <-> the official tensors of a whole model, in both directions.
+
+Layers are stacked in our leaves and numbered in the official names; `KeyMap` pairs each official
+tensor with the slice of our leaf that holds it. Shapes come from the abstract model, so the map of
+14 B parameters exists without allocating any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from internvl_jax.checkpoint.tree import flatten, some
+from internvl_jax.convert.names import (
+    HEADS,
+    LLAMA,
+    LLAMA_LAYER,
+    LLAMA_PLAIN,
+    MLP1,
+    MLP2X,
+    POOL,
+    VIT,
+    VIT_LAYER,
+    VIT_NATIVE,
+    VIT_NATIVE_LAYER,
+    VIT_PLAIN,
+    VIT_PLAIN_LAYER,
+    Names,
+    Part,
+    Shape,
+    Transform,
+)
+from internvl_jax.models.compute import Compute
+from internvl_jax.models.intern_vit import InternViT, VitConfig
+from internvl_jax.models.internvl import InternVL, InternVLConfig
+from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
+from internvl_jax.models.llama import Llama, LlamaConfig
+
+ModelConfig = VitConfig | LlamaConfig | InternVLConfig | ChatConfig
+
+MODULES: dict[type, type] = {
+    VitConfig: InternViT,
+    LlamaConfig: Llama,
+    InternVLConfig: InternVL,
+    ChatConfig: InternVLChat,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One official tensor: ``official == how.to_official(ours[path][at])``."""
+
+    name: str
+    path: str
+    at: tuple[Any, ...]
+    how: Transform
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One module in a naming: which of our leaves it covers, under which names.
+
+    Attributes:
+        ours, official: prefixes of our paths and of the official names.
+        own, layer: tables of the module's own leaves and of one layer's.
+        layers: official name of a layer, with ``{}`` for its number.
+        period: layers per scanned step (a decoder's cross-attention frequency).
+        whole: layers inside whole periods; the others are our unstacked ``tail``.
+        nameless: leaves for which this naming has no place.
+    """
+
+    ours: str
+    official: str
+    own: Names
+    layer: Names = dataclasses.field(default_factory=dict)
+    layers: str = ""
+    period: int = 1
+    whole: int = 0
+    nameless: tuple[str, ...] = ()
+
+    def entries(self, path: str, shape: Shape) -> Iterator[Entry]:
+        """Every official tensor that holds a part of one of our leaves. Raises KeyError."""
+        inner = path.removeprefix(self.ours)
+        table = self.own
+        slices: list[tuple[Shape, str]] = [((), "")]
+        for stacked in ("blocks/layers/", "periods/layers/", "tail/"):
+            if not inner.startswith(stacked):
+                continue
+            slot, inner = _slot(inner.removeprefix(stacked))
+            table = self.layer
+            if stacked == "tail/":
+                slices = [((), self.layers.format(self.whole + slot))]
+            else:
+                numbers = range(slot, slot + shape[0] * self.period, self.period)
+                slices = [((i,), self.layers.format(n)) for i, n in enumerate(numbers)]
+        parts = table[inner]
+        for at, prefix in slices:
+            for part in (parts,) if isinstance(parts, Part) else parts:
+                yield Entry(f"{self.official}{prefix}{part.name}", path, (*at, *part.at), part.how)
+
+
+def _slot(inner: str) -> tuple[int, str]:
+    """A layer's place in its period and the path below it: first = 0, rest/j = j + 1."""
+    head, _, below = inner.partition("/")
+    if head == "first":
+        return 0, below
+    if head == "rest":
+        number, _, below = below.partition("/")
+        return int(number) + 1, below
+    return 0, inner
+
+
+def _vit(ours: str, official: str, style: str = "hf") -> Component:
+    own, layer, layers = {
+        "hf": (VIT, VIT_LAYER, "encoder.layers.{}."),
+        "plain": (VIT_PLAIN, VIT_PLAIN_LAYER, "blocks.{}."),
+        "native": (VIT_NATIVE, VIT_NATIVE_LAYER, "encoder.layer.{}."),
+    }[style]
+    return Component(ours, official, own, layer, layers)
+
+
+def _llama(cfg: LlamaConfig, ours: str, official: str, style: str = "hf") -> Component:
+    whole = cfg.depth // cfg.period * cfg.period
+    if style == "plain":
+        rest = ("transformer.layers.{}.", cfg.period, whole, ("lm_head",))
+        return Component(ours, official, LLAMA_PLAIN, LLAMA_LAYER, *rest)
+    return Component(ours, official, LLAMA, LLAMA_LAYER, "model.layers.{}.", cfg.period, whole)
+
+
+def components(cfg: ModelConfig, naming: str) -> list[Component]:
+    """The modules of a model under one of the official namings.
+
+    Args:
+        cfg: architecture.
+        naming: ``hf`` (InternVL-14B, bare InternViT, LLaMA), ``plain`` (the stage-1 file of the
+            two towers), ``native`` (transformers' InternVLVisionModel), ``llava`` and ``remote``
+            (dialogue models: LLaVA-style and InternVLChatModel).
+
+    Raises:
+        ValueError: for a naming this kind of model does not have.
+    """
+    tower = "model.vision_tower.vision_tower."
+    match cfg, naming:
+        case VitConfig(), "hf" | "plain" | "native":
+            return [_vit("", "", naming)]
+        case LlamaConfig(), "hf":
+            return [_llama(cfg, "", "")]
+        case InternVLConfig(), "hf":
+            return [
+                _vit("vision/", "vision_model."),
+                _llama(cfg.qllama, "qllama/", "qllama."),
+                Component("clip_projector/", "clip_projector.", POOL),
+                Component("clip_projector2/", "clip_projector2.", POOL),
+                Component("", "", HEADS),
+            ]
+        case InternVLConfig(queries=0), "plain":
+            return [
+                _vit("vision/", "", "plain"),
+                _llama(cfg.qllama, "qllama/", "", "plain"),
+                Component("clip_projector/", "clip_projector.", POOL),
+                Component("", "", HEADS),
+            ]
+        case ChatConfig(qllama=None, projector="mlp2x_gelu"), "llava":
+            return [
+                _vit("vision/", tower),
+                Component("projector/", "model.mm_projector.", MLP2X),
+                _llama(cfg.llm, "llm/", ""),
+            ]
+        case ChatConfig(projector="mlp2x_gelu" | "none", qllama=LlamaConfig() as qllama), "llava":
+            two = cfg.projector == "mlp2x_gelu"
+            return [
+                _vit("vision/", f"{tower}vision_model."),
+                _llama(qllama, "qllama/", f"{tower}qllama."),
+                Component("projector/", "model.mm_projector.mlp1.", MLP2X),
+                Component("query_projector/", f"model.mm_projector.{'mlp2.' * two}", MLP2X),
+                _llama(cfg.llm, "llm/", ""),
+                Component("", tower, HEADS),
+            ]
+        case ChatConfig(qllama=None, projector="mlp1"), "remote":
+            return [
+                _vit("vision/", "vision_model."),
+                Component("projector/", "mlp1.", MLP1),
+                _llama(cfg.llm, "llm/", "language_model."),
+            ]
+    raise ValueError(f"The naming {naming!r} does not exist for this kind of {type(cfg).__name__}.")
+
+
+def abstract(cfg: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Our parameters by path, as shapes only."""
+    module = MODULES[type(cfg)]
+    model = nnx.eval_shape(lambda: module(cfg, Compute(), rngs=nnx.Rngs(0)))
+    return flatten(nnx.state(model, nnx.Param))
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyMap:
+    """Every official tensor of a model with its shape, and where it lives in our parameters.
+
+    Attributes:
+        ours: our leaves by path (abstract).
+        entries: official name -> where its values are.
+        shapes: official name -> official shape.
+        nameless: our leaves for which the naming has no place.
+    """
+
+    ours: dict[str, jax.ShapeDtypeStruct]
+    entries: dict[str, Entry]
+    shapes: dict[str, Shape]
+    nameless: tuple[str, ...]
+
+    def to_official(self, params: Mapping[str, Any], name: str) -> np.ndarray:
+        """One official tensor out of our flat parameters (also right for their gradients)."""
+        entry = self.entries[name]
+        return np.ascontiguousarray(entry.how.to_official(np.asarray(params[entry.path])[entry.at]))
+
+    def to_ours(self, leaf: np.ndarray, name: str, tensor: np.ndarray) -> None:
+        """Writes one official tensor into its place in our leaf."""
+        entry = self.entries[name]
+        leaf[entry.at] = entry.how.to_ours(tensor, leaf[entry.at].shape)
+
+
+def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None) -> KeyMap:
+    """The map of a model under an official naming.
+
+    Args:
+        cfg: architecture.
+        naming: see `components`.
+        parts: components to use instead of the naming's; leaves they don't cover are nameless.
+
+    Raises:
+        ValueError: if the naming lacks a name for one of our leaves.
+    """
+    whole_model = parts is None
+    parts = components(cfg, naming) if parts is None else parts
+    ours = abstract(cfg)
+    entries: dict[str, Entry] = {}
+    shapes: dict[str, Shape] = {}
+    nameless, unknown = [], []
+    for path, leaf in ours.items():
+        owners = [c for c in parts if path.startswith(c.ours)]
+        owner = max(owners, key=lambda c: len(c.ours), default=None)
+        if owner is None or path.removeprefix(owner.ours) in owner.nameless:
+            (unknown if owner is None and whole_model else nameless).append(path)
+            continue
+        try:
+            found = list(owner.entries(path, leaf.shape))
+        except KeyError:
+            unknown.append(path)
+            continue
+        for entry in found:
+            entries[entry.name] = entry
+            shapes[entry.name] = entry.how.shape(_shape_at(leaf.shape, entry.at))
+    if unknown:
+        raise ValueError(f"The naming {naming!r} has no official name for {some(unknown)}.")
+    return KeyMap(ours, entries, shapes, tuple(nameless))
+
+
+def _shape_at(shape: Shape, at: tuple[Any, ...]) -> Shape:
+    """Shape of ``x[at]`` for integers and full slices."""
+    kept = [size for size, index in zip(shape, at) if isinstance(index, slice)]
+    return (*kept, *shape[len(at) :])
