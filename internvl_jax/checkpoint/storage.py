@@ -1,0 +1,322 @@
+"""What one saved step looks like on disk, and how to read it back with every leaf checked.
+
+    <workdir>/checkpoints/<step>/state/     the arrays (Orbax, zarr3 inside OCDBT, uncompressed)
+                                 meta/      JSON: shape, dtype, fingerprint of every leaf; our meta
+                                 commit_success.txt      written last
+
+Reading needs no manager, so evaluation, stage hand-over and conversion open a directory that a
+trainer is still writing to without disturbing it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from internvl_jax.checkpoint import tree as trees
+from internvl_jax.checkpoint.integrity import describe, fingerprints
+
+DIRECTORY = "checkpoints"
+COMMITTED = "commit_success.txt"
+_SMALLEST_CHUNK = 1 << 20  # bytes: below, reading a chunk costs more than its data
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing or damaged."""
+
+
+class CheckpointMismatch(ValueError):
+    """An intact checkpoint holds something else than the configuration asks for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """What the meta file says of one array: enough to refuse a wrong one before reading it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """The JSON side of a saved step.
+
+    Attributes:
+        step: training step the state belongs to (that many updates are done).
+        leaves: every array of the state by path.
+        user: what the caller stored, JSON values.
+        metrics: metric values by name at this step.
+    """
+
+    step: int
+    leaves: dict[str, Leaf]
+    user: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """The array format: zarr3 without compression, which is fastest and lets a slice be read.
+
+    Returns:
+        An Orbax handler for the ``state`` item.
+    """
+    return ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
+
+
+def save_args(
+    state: Mapping[str, Any], meta: Meta, stacked: Callable[[str], bool]
+) -> ocp.args.Composite:
+    """Arguments for Orbax that write one step.
+
+    Args:
+        state: arrays by path.
+        meta: what to write beside them.
+        stacked: tells from its path whether a leaf has a leading layer axis; such leaves are
+            stored one chunk per layer, so that a single layer can be read.
+
+    Returns:
+        ``ocp.args.Composite`` with the items ``state`` and ``meta``.
+    """
+
+    def chunks(path: str, x: Any) -> ocp.SaveArgs:
+        layer = x.nbytes // x.shape[0] if x.ndim > 1 else 0
+        if layer < _SMALLEST_CHUNK or not stacked(path):
+            return ocp.SaveArgs()
+        # shard_axes too, or Orbax splits the largest axis instead of the layers.
+        return ocp.SaveArgs(chunk_byte_size=layer, shard_axes=(0,))
+
+    stored = {path: x for path, x in state.items() if x.size}  # Orbax refuses empty arrays
+    nested = trees.unflatten(stored)
+    how = trees.unflatten({path: chunks(path, x) for path, x in stored.items()})
+    return ocp.args.Composite(
+        state=ocp.args.PyTreeSave(nested, save_args=how),
+        meta=ocp.args.JsonSave(_seal(dataclasses.asdict(meta))),
+    )
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(document: dict[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(document))  # as it will be read: string keys, lists
+    return {"format": 1, "sha256": _digest(plain), "content": plain}
+
+
+def load_meta(step_dir: epath.PathLike) -> Meta:
+    """Read and check the JSON side of a saved step.
+
+    Args:
+        step_dir: directory of the step.
+
+    Returns:
+        Its meta.
+
+    Raises:
+        CheckpointError: it is missing, unreadable or altered.
+    """
+    step_dir = epath.Path(step_dir)
+    try:
+        document = json.loads((step_dir / "meta" / "metadata").read_text())
+        content = document["content"]
+        intact = document["sha256"] == _digest(content)
+    except Exception as error:
+        raise CheckpointError(f"the meta file of {step_dir} can't be read ({error}).") from error
+    if not intact:
+        raise CheckpointError(f"the meta file of {step_dir} was altered after it was written.")
+    leaves = {
+        path: Leaf(tuple(leaf["shape"]), leaf["dtype"], leaf["fingerprint"])
+        for path, leaf in content["leaves"].items()
+    }
+    return Meta(content["step"], leaves, content["user"], content["metrics"])
+
+
+def committed_steps(directory: epath.PathLike) -> list[int]:
+    """Steps in a directory whose writing was finished.
+
+    Args:
+        directory: the directory that holds the step directories.
+
+    Returns:
+        The steps, ascending; empty where the directory doesn't exist.
+    """
+    directory = epath.Path(directory)
+    if not directory.exists():
+        return []
+    found = [p for p in directory.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()]
+    return sorted(int(p.name) for p in found)
+
+
+def find_step(path: epath.PathLike, step: int | None = None) -> epath.Path:
+    """Directory of a saved step, from whatever a user points at.
+
+    Args:
+        path: a work directory, its ``checkpoints`` directory, or one step's directory.
+        step: which step; the newest finished one by default.
+
+    Returns:
+        The step's directory.
+
+    Raises:
+        CheckpointError: there is no such step.
+    """
+    path = epath.Path(path)
+    if step is None and path.name.isdigit() and (path / COMMITTED).exists():
+        return path
+    for directory in (path / DIRECTORY, path):
+        steps = committed_steps(directory)
+        if steps and step is None:
+            return directory / str(steps[-1])
+        if step in steps:
+            return directory / str(step)
+        if steps:
+            raise CheckpointError(
+                f"{directory} has no finished checkpoint of step {step}; it has "
+                f"{', '.join(map(str, steps))}."
+            )
+    raise CheckpointError(f"there is no finished checkpoint in {path}.")
+
+
+def compare(
+    meta: Meta, wanted: Mapping[str, Any], where: Any, *, partial: bool = False, cast: bool = False
+) -> None:
+    """Refuse, before any array is read, a checkpoint that doesn't hold what is asked for.
+
+    Args:
+        meta: of the checkpoint.
+        wanted: ``jax.ShapeDtypeStruct`` by path.
+        where: the checkpoint's name for the sentence.
+        partial: the checkpoint may hold more than is asked for.
+        cast: dtypes may differ (arrays are then converted after their check).
+
+    Raises:
+        CheckpointMismatch: names the leaf, what was expected and what was found.
+    """
+    advice = "use the configuration it was written with, or another work directory"
+    missing = [path for path in wanted if path not in meta.leaves]
+    if missing:
+        raise CheckpointMismatch(
+            f"{where} doesn't hold {trees.some(missing)}, which the model expects; {advice}."
+        )
+    extra = [path for path in meta.leaves if path not in wanted]
+    if extra and not partial:
+        raise CheckpointMismatch(
+            f"{where} holds {trees.some(extra)}, which the model doesn't have; {advice}."
+        )
+    for path, target in wanted.items():
+        leaf = meta.leaves[path]
+        if tuple(target.shape) != leaf.shape:
+            raise CheckpointMismatch(
+                f"{where} holds {path} as {describe(leaf)} and the model expects "
+                f"{describe(target)}; {advice}."
+            )
+        if np.dtype(target.dtype) != np.dtype(leaf.dtype) and not cast:
+            raise CheckpointMismatch(
+                f"{where} holds {path} as {describe(leaf)} and the model expects "
+                f"{describe(target)}; say cast=True to convert it, or {advice}."
+            )
+
+
+def agree(problem: Exception | None, doing: str) -> None:
+    """Let all processes fail together: raises everywhere when one process has a problem.
+
+    Args:
+        problem: what went wrong here, or None.
+        doing: what was being done, for the sentence of the processes that were fine.
+
+    Raises:
+        CheckpointError: on every process, when at least one had a problem.
+    """
+    if jax.process_count() > 1:
+        bad = np.asarray(multihost_utils.process_allgather(np.array(problem is not None)))
+        if bad.any() and problem is None:
+            raise CheckpointError(f"{doing} failed on process {int(np.argmax(bad))}.")
+    if isinstance(problem, CheckpointError):
+        raise problem
+    if problem is not None:
+        text = " ".join(str(problem).split())[:300] or type(problem).__name__
+        raise CheckpointError(f"{doing} failed ({text}).") from problem
+
+
+def read_arrays(
+    step_dir: epath.PathLike, meta: Meta, wanted: Mapping[str, Any]
+) -> dict[str, jax.Array | np.ndarray]:
+    """Read some leaves of a saved step and compare each with its fingerprint.
+
+    Args:
+        step_dir: directory of the step.
+        meta: its meta, already compared with ``wanted``.
+        wanted: ``jax.ShapeDtypeStruct`` by path; with a sharding the array is made on devices,
+            without one it is a numpy array. A dtype that differs from the stored one converts.
+
+    Returns:
+        The arrays by path.
+
+    Raises:
+        CheckpointError: something can't be read or isn't what was written.
+    """
+    step_dir = epath.Path(step_dir)
+    stored = {
+        path: jax.ShapeDtypeStruct(
+            target.shape, np.dtype(meta.leaves[path].dtype), sharding=target.sharding
+        )
+        for path, target in wanted.items()
+    }
+    nested = trees.unflatten({path: x for path, x in stored.items() if math.prod(x.shape)})
+    problem, arrays = None, {}
+    try:
+        if nested:
+            request = ocp.args.PyTreeRestore(
+                item=nested,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+                partial_restore=True,
+            )
+            arrays = trees.flatten(handler().restore(step_dir / "state", args=request))
+    except Exception as error:  # Orbax raises many types, bare Exception among them
+        problem = error
+    agree(problem, f"reading {step_dir}")
+    for path, x in stored.items():
+        if path not in arrays:
+            arrays[path] = _empty(x)
+    problem = None
+    try:
+        _verify(arrays, meta, step_dir)
+    except Exception as error:
+        problem = error
+    agree(problem, f"checking {step_dir}")
+    return {path: _convert(arrays.pop(path), wanted[path]) for path in list(wanted)}
+
+
+def _verify(arrays: Mapping[str, Any], meta: Meta, where: Any) -> None:
+    found = fingerprints({path: arrays[path] for path in sorted(arrays)})
+    wrong = [path for path, text in found.items() if text != meta.leaves[path].fingerprint]
+    if wrong:
+        raise CheckpointError(
+            f"{trees.some(wrong)} of {where} is not what was written: its bits changed in storage."
+        )
+
+
+def _empty(x: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
+    zeros = np.zeros(x.shape, x.dtype)
+    if x.sharding is None:
+        return zeros
+    return jax.make_array_from_callback(x.shape, x.sharding, lambda index: zeros[index])
+
+
+def _convert(x: Any, target: jax.ShapeDtypeStruct) -> Any:
+    if x.dtype == target.dtype:
+        return x
+    if isinstance(x, np.ndarray):
+        return x.astype(target.dtype)
+    return jax.jit(lambda a: a.astype(target.dtype), out_shardings=target.sharding)(x)
