@@ -18,11 +18,13 @@ class DataConfig:
     Attributes:
         dataset: "emoji", "shapes", or the folder of a prepared set.
         data_dir: where sets were built.
-        tokenizer: path of a sentencepiece model.
+        tokenizer: path of a sentencepiece model; "" is the one trained with the set.
         vocab_size: rows of the text embedding, checked against the tokenizer; 0 takes any.
         image_size: side S of a picture in pixels.
         text_length: tokens per row T.
         languages: languages of captions, drawn evenly.
+        keyword_share: share of the generative stage's captions that are keywords, not the name.
+        skip_groups: groups of concepts left out of training, e.g. ("Flags",).
         visual_tokens: visual tokens V per image in the chat model.
         image_slots: images per conversation M.
         template: of conversations, "vicuna_v1" or "plain".
@@ -45,6 +47,8 @@ class DataConfig:
     image_size: int = 40
     text_length: int = 24
     languages: tuple[str, ...] = ("en", "zh", "ja", "ar", "it")
+    keyword_share: float = 0.5
+    skip_groups: tuple[str, ...] = ()
     visual_tokens: int = 1
     image_slots: int = 1
     template: str = "vicuna_v1"
@@ -59,7 +63,7 @@ class DataConfig:
     cache_bytes: int = 256 << 20
 
     def __post_init__(self):
-        for field in ("languages", "texts", "crop_scale", "crop_ratio"):
+        for field in ("languages", "texts", "skip_groups", "crop_scale", "crop_ratio"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         _require(bool(self.languages), "data.languages is empty; name at least one language.")
         for language in self.languages:
@@ -73,7 +77,8 @@ class DataConfig:
         _require(0 < low <= high <= 1, "data.crop_scale must be two shares 0 < low <= high <= 1.")
         low, high = self.crop_ratio
         _require(0 < low <= high, "data.crop_ratio must be two ratios 0 < low <= high.")
-        _require(0 <= self.flip <= 1, "data.flip is a chance between 0 and 1.")
+        for field in ("flip", "keyword_share"):
+            _require(0 <= getattr(self, field) <= 1, f"data.{field} must be between 0 and 1.")
         _require(
             self.resize in RESIZES, f"data.resize must be one of {', '.join(sorted(RESIZES))}."
         )

@@ -24,6 +24,9 @@ from data_pipelines.sources import Source
 SPLITS = ("train", "validation", "unseen", "held_out")
 CONCEPTS_FILE = "concepts.json"
 PICTURES_FILE = "pictures.json"
+TOKENIZER_FILE = "tokenizer.model"
+BUILT = {"emoji": "1.0.0", "shapes": "1.0.0"}
+"""Sets that `data_pipelines.build` makes, and their versions, as TFDS lays them out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +89,45 @@ def open_dataset(name: str, data_dir: str | pathlib.Path = "data") -> Dataset:
     Raises:
         FileNotFoundError: if it has not been built.
     """
+    folder = folder_of(name, data_dir)
     if name == "shapes":
         from data_pipelines.shapes.draw import make_dataset
 
         return make_dataset()
-    if name == "emoji":
-        from data_pipelines.emoji.split import prepared_folder
-
-        folder = prepared_folder(data_dir)
-    else:
-        folder = pathlib.Path(name)
     if not (folder / PICTURES_FILE).is_file():
         raise FileNotFoundError(
             f"The data set {name!r} is not prepared in {folder}; run python -m "
             f"data_pipelines.build emoji --data_dir {data_dir}."
         )
     return read_folder(name, folder)
+
+
+def folder_of(name: str, data_dir: str | pathlib.Path = "data") -> pathlib.Path:
+    """Where a set lies.
+
+    Args:
+        name: "emoji", "shapes", or a folder.
+        data_dir: where sets are built.
+
+    Returns:
+        The folder, which need not exist.
+    """
+    if name in BUILT:
+        return pathlib.Path(data_dir) / name / BUILT[name]
+    return pathlib.Path(name)
+
+
+def tokenizer_of(name: str, data_dir: str | pathlib.Path = "data") -> pathlib.Path:
+    """The tokenizer that was trained with a set.
+
+    Args:
+        name: "emoji", "shapes", or a folder.
+        data_dir: where sets are built.
+
+    Returns:
+        The file, which need not exist.
+    """
+    return folder_of(name, data_dir) / TOKENIZER_FILE
 
 
 def read_folder(name: str, folder: pathlib.Path) -> Dataset:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.config import DataConfig, as_data_config
-from data_pipelines.datasets import Dataset, open_dataset
+from data_pipelines.datasets import Dataset, open_dataset, tokenizer_of
 from data_pipelines.examples import Builder, make_builder
 from data_pipelines.image import RESIZES, BadImageError, decode, random_resized_crop
 from data_pipelines.shuffle import permute
@@ -323,7 +323,8 @@ def make_pipeline(
         image_slots=config.image_slots,
     )
     dataset, pictures = _shared_pictures(config.dataset, config.data_dir, config.cache_bytes)
-    tokenizer = Tokenizer(config.tokenizer, vocab_size=config.vocab_size or None)
+    model = config.tokenizer or tokenizer_of(config.dataset, config.data_dir)
+    tokenizer = Tokenizer(model, vocab_size=config.vocab_size or None)
     if stage == "language":
         wanted = split == "validation"
         numbers = [i for i, concept in enumerate(dataset.concepts) if concept.unseen == wanted]
@@ -331,8 +332,11 @@ def make_pipeline(
         concept = np.arange(len(dataset.concepts))
     else:
         units, concept = group_by_concept(dataset, split), dataset.concept
+    units = [u for u in units if dataset.concepts[concept[u[0]]].group not in config.skip_groups]
     if not units:
-        raise ValueError(f"The split {split!r} of {config.dataset!r} is empty.")
+        raise ValueError(
+            f"The split {split!r} of {config.dataset!r} is empty; look at data.skip_groups."
+        )
     examples = Examples(
         units=units,
         concept=concept,

@@ -48,7 +48,7 @@ def choose_language(rng: np.random.Generator, concept: Concept, languages: Seque
 
 
 def keyword_caption(rng: np.random.Generator, concept: Concept, language: str) -> str:
-    """Up to three of the keywords in random order, or the name where there are none.
+    """Two or three of the keywords in random order, or what there is.
 
     Args:
         rng: source of randomness.
@@ -59,7 +59,7 @@ def keyword_caption(rng: np.random.Generator, concept: Concept, language: str) -
         e.g. "pet, cat".
     """
     words = concept.keywords.get(language) or (concept.names[language],)
-    count = 1 + int(rng.integers(min(MAX_KEYWORDS, len(words))))
+    count = min(len(words), 2 + int(rng.integers(MAX_KEYWORDS - 1)))
     return ", ".join(words[i] for i in rng.permutation(len(words))[:count])
 
 
@@ -70,7 +70,7 @@ def other_concept(
     pool: np.ndarray,
     language: str,
 ) -> Concept:
-    """Another concept, whose name in a language differs.
+    """Another concept, whose name in a language is no word for this one.
 
     Args:
         rng: source of randomness.
@@ -85,12 +85,31 @@ def other_concept(
     Raises:
         ValueError: if no draw of a thousand found one.
     """
-    name = concepts[number].names[language]
+    own = _words(concepts[number], language)
     for _ in range(1000):
         other = concepts[int(pool[rng.integers(len(pool))])]
-        if other.names.get(language, name) != name:
+        if language in other.names and other.names[language] not in own:
             return other
     raise ValueError(f"No other concept than {concepts[number].key} has a name in {language!r}.")
+
+
+def fits(caption: str, concept: Concept, language: str) -> bool:
+    """Whether a caption says nothing that is not said of a concept too.
+
+    Args:
+        caption: a name, or keywords joined by ", ".
+        concept: the concept.
+        language: code.
+
+    Returns:
+        Whether its name is the caption or its keywords cover it.
+    """
+    own = _words(concept, language)
+    return caption in own or all(word in own for word in caption.split(", "))
+
+
+def _words(concept: Concept, language: str) -> set[str]:
+    return {concept.names.get(language, ""), *concept.keywords.get(language, ())}
 
 
 def training_pool(concepts: Sequence[Concept]) -> np.ndarray:

@@ -11,6 +11,7 @@ from data_pipelines.datasets import Concept
 from data_pipelines.examples import row
 from data_pipelines.examples.captions import (
     choose_language,
+    fits,
     keyword_caption,
     other_concept,
     training_pool,
@@ -22,9 +23,9 @@ from internvl_jax.batch import SUMMARIZE, caption_labels, caption_prompt
 class GenerativeBuilder:
     """The rows of the stage-2 loss (spec §3.1).
 
-    The caption is the name or some keywords, evenly; the negative is another concept's caption of
-    the same kind in the same language. image_id is the concept's number: drawings of one concept
-    share their captions.
+    The caption is the name or some keywords; the negative is another concept's caption of the same
+    kind in the same language, drawn again while it fits the picture too. image_id is the concept's
+    number: drawings of one concept share their captions.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, concepts: Sequence[Concept]):
@@ -39,13 +40,12 @@ class GenerativeBuilder:
         length, encode = self.config.text_length, self.tokenizer.encode
         concept = self.concepts[number]
         language = choose_language(rng, concept, self.config.languages)
-        other = other_concept(rng, number, self.concepts, self.pool, language)
-        if rng.random() < 0.5:
-            caption = concept.names[language]
-            negative = other.names[language]
-        else:
-            caption = keyword_caption(rng, concept, language)
-            negative = keyword_caption(rng, other, language)
+        keywords = rng.random() < self.config.keyword_share
+        caption = self._caption(concept, language, keywords, rng)
+        negative = caption
+        while fits(negative, concept, language):
+            other = other_concept(rng, number, self.concepts, self.pool, language)
+            negative = self._caption(other, language, keywords, rng)
         ids, mask = encode(caption, length, prompt=self.prompts[language])
         return {
             "image": image,
@@ -56,3 +56,8 @@ class GenerativeBuilder:
             "labels": caption_labels(ids, mask, self.prompt_length[language]),
             "image_id": np.asarray(number, np.int32),
         }
+
+    def _caption(
+        self, concept: Concept, language: str, keywords: bool, rng: np.random.Generator
+    ) -> str:
+        return keyword_caption(rng, concept, language) if keywords else concept.names[language]

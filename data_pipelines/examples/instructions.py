@@ -11,11 +11,16 @@ from data_pipelines.datasets import Concept
 from data_pipelines.examples.captions import choose, choose_language, other_concept
 from internvl_jax.batch import IMAGE_PLACEHOLDER, LANGUAGES
 
-WHAT = ("What is this in {language}?", "Name this in {language}.")
-WHICH = ("Which of these two names fits: {first} or {second}?", "Is this {first} or {second}?")
-IS = ("Is this {name}?", "Does the picture show {name}?")
-IN_WHICH_LANGUAGE = ("In which language is it called {name}?",)
-KINDS = ("what", "which", "is", "language")
+TEMPLATES = {
+    "what": ("What is this in {language}?", "Name this in {language}."),
+    "which": (
+        "Which of these two names fits: {first} or {second}?",
+        "Is this {first} or {second}?",
+    ),
+    "is": ("Is this {name}?", "Does the picture show {name}?"),
+    "language": ("In which language is it called {name}?",),
+}
+KINDS = tuple(TEMPLATES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +66,30 @@ def ask(
     Raises:
         ValueError: if the kind is unknown.
     """
+    if kind not in TEMPLATES:
+        raise ValueError(f"Question kind {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+    template = choose(rng, TEMPLATES[kind])
     concept = concepts[number]
     language = choose_language(rng, concept, languages)
     name = concept.names[language]
     if kind == "what":
-        text = choose(rng, WHAT).format(language=LANGUAGES[language])
+        text = template.format(language=LANGUAGES[language])
         return Question(kind, text, name, (), language)
     if kind == "language":
         # A name shared with another of the languages would have two right answers.
         own = [code for code in languages if _is_own(concept, code, languages)] or [language]
         language = choose(rng, own)
-        text = choose(rng, IN_WHICH_LANGUAGE).format(name=concept.names[language])
+        text = template.format(name=concept.names[language])
         choices = tuple(LANGUAGES[code] for code in languages)
         return Question(kind, text, LANGUAGES[language], choices, language)
     wrong = other_concept(rng, number, concepts, pool, language).names[language]
     right_first = rng.random() < 0.5
     if kind == "which":
         first, second = (name, wrong) if right_first else (wrong, name)
-        text = choose(rng, WHICH).format(first=first, second=second)
+        text = template.format(first=first, second=second)
         return Question(kind, text, name, (first, second), language)
-    if kind == "is":
-        text = choose(rng, IS).format(name=name if right_first else wrong)
-        return Question(kind, text, "Yes" if right_first else "No", ("Yes", "No"), language)
-    raise ValueError(f"Question kind {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+    text = template.format(name=name if right_first else wrong)
+    return Question(kind, text, "Yes" if right_first else "No", ("Yes", "No"), language)
 
 
 def _is_own(concept: Concept, language: str, languages: Sequence[str]) -> bool:
@@ -118,6 +124,8 @@ def converse(
     """
     count = 1 + int(rng.integers(min(max_questions, len(KINDS))))
     kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:count]]
+    # "In which language is it called ..." gives the name away: nothing about the name comes after.
+    kinds.sort(key=lambda kind: kind == "language")
     return [ask(kind, number, concepts, pool, languages, rng) for kind in kinds]
 
 

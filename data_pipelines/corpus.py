@@ -1,0 +1,36 @@
+"""The texts that the tokenizer of a prepared set is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_pipelines.datasets import Concept
+from data_pipelines.examples import instructions
+from internvl_jax.batch import LANGUAGES, SUMMARIZE, VICUNA_V1, caption_prompt
+
+FRAME_REPEATS = 50
+"""Prompts and the template's words come with every row; their pieces should be whole words."""
+
+
+def make_corpus(concepts: Sequence[Concept]) -> list[str]:
+    """Names, keywords, prompts and the words around questions.
+
+    Args:
+        concepts: those that may be trained on.
+
+    Returns:
+        The texts, in a fixed order.
+    """
+    texts = []
+    for concept in concepts:
+        texts += concept.names.values()
+        for words in concept.keywords.values():
+            texts += words
+    frame = [SUMMARIZE, VICUNA_V1.system, "USER: ASSISTANT:", "Yes", "No"]
+    frame += [caption_prompt(language) for language in LANGUAGES]
+    frame += LANGUAGES.values()
+    for questions in instructions.TEMPLATES.values():
+        frame += [
+            question.format(language="", first="", second="", name="") for question in questions
+        ]
+    return texts + frame * FRAME_REPEATS
