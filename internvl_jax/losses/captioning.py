@@ -1,0 +1,99 @@
+"""Next-token cross-entropy on unshifted labels (ITG of stage 2, dialogue of stage 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+IGNORE = -100  # label of a position that is not learned
+
+
+class TokenTotals(NamedTuple):
+    """Sums over learned tokens, float32 scalars; divide by the global count for means."""
+
+    loss: Array  # of each token's cross-entropy, times its row's weight
+    count: Array  # learned tokens, unweighted
+    correct: Array  # tokens whose best logit is the label, unweighted
+
+
+def next_token_loss(
+    logits: Float[Array, "B T V"],
+    labels: Int[Array, "B T"],
+    *,
+    row_weights: Float[Array, "B"] | None = None,
+) -> TokenTotals:
+    """Cross-entropy of each position's logits against the next position's label.
+
+    Source: InternVL section 3.3 (ITG); Hugging Face's convention for labels.
+
+    Args:
+        logits: any float dtype, position t predicts label t + 1.
+        labels: unshifted: the token at the same position, IGNORE where it is not learned.
+        row_weights: multiplies the losses of a row's tokens; None: 1.
+    """
+    return _totals(logits[:, :-1], labels[:, 1:], row_weights)
+
+
+def chunked_next_token_loss(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    *,
+    chunk: int = 4096,
+    row_weights: Float[Array, "B"] | None = None,
+) -> TokenTotals:
+    """`next_token_loss` of ``hidden @ kernel``, without ever holding all of these logits.
+
+    A few positions of every row are done at a time, so that a batch stays sharded as it is; their
+    logits are computed again for the gradient.
+
+    Args:
+        hidden: final hidden states in the compute dtype, which is also the product's; its result
+            is float32.
+        kernel: output head, any float dtype.
+        labels: unshifted, IGNORE where not learned.
+        chunk: tokens of the (global) batch whose logits exist at a time, at least one per row.
+        row_weights: multiplies the losses of a row's tokens; None: 1.
+    """
+    B, T, D = hidden.shape
+    count = max(1, -(-(T - 1) // max(1, chunk // B)))
+    size = -(-(T - 1) // count)
+    pad = count * size - (T - 1)
+
+    hidden = jnp.pad(hidden[:, :-1], ((0, 0), (0, pad), (0, 0)))
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, pad)), constant_values=IGNORE)
+    pieces = (
+        jnp.moveaxis(hidden.reshape(B, count, size, D), 1, 0),
+        jnp.moveaxis(targets.reshape(B, count, size), 1, 0),
+    )
+
+    @jax.checkpoint
+    def step(totals: TokenTotals, piece: tuple[Array, Array]) -> tuple[TokenTotals, None]:
+        hidden, targets = piece
+        logits = jnp.einsum(
+            "BTD,DV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        return jax.tree.map(jnp.add, totals, _totals(logits, targets, row_weights)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    totals, _ = lax.scan(step, TokenTotals(zero, zero, zero), pieces)
+    return totals
+
+
+def _totals(logits: Array, targets: Array, row_weights: Array | None) -> TokenTotals:
+    logits = logits.astype(jnp.float32)
+    learned = targets != IGNORE
+    # A comparison instead of an index: it stays local where the vocabulary is sharded.
+    vocabulary = lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+    right = jnp.sum(jnp.where(vocabulary == targets[..., None], logits, 0.0), -1)
+    loss = jnp.where(learned, jax.nn.logsumexp(logits, -1) - right, 0.0)
+    if row_weights is not None:
+        loss = loss * row_weights[:, None]
+    correct = (jnp.argmax(logits, -1) == targets) & learned
+    return TokenTotals(
+        jnp.sum(loss), jnp.sum(learned, dtype=jnp.float32), jnp.sum(correct, dtype=jnp.float32)
+    )
