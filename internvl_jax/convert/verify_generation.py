@@ -33,8 +33,8 @@ def generation(
 
     Returns:
         ``gen.NAME.sequences`` int [B, width], ids after a BOS as transformers returns them, cut
-        after the longest row; for beams ``gen.NAME.sequences_scores`` float32 [B]; for greedy search
-        ``gen.NAME.scores`` float32 [steps, B, V], the processed logits of each step.
+        after the longest row; for beams ``gen.NAME.sequences_scores`` float32 [B]; for greedy
+        search ``gen.NAME.scores`` float32 [steps, B, V], the processed logits of each step.
 
     Raises:
         ValueError: on a setting this package does not offer.
@@ -45,7 +45,9 @@ def generation(
     for name, case in config.get("generation", {}).items():
         unknown = set(case) - {*_SEARCH, *_PROMPT}
         if unknown:
-            raise ValueError(f"Generation setting {name!r} has the unknown option {min(unknown)!r}.")
+            raise ValueError(
+                f"generation.{name} of the case has the option {min(unknown)!r}, unknown here."
+            )
         settings = Settings(
             eos_id=ids["eos_token_id"],
             pad_id=ids["pad_token_id"],

@@ -20,7 +20,7 @@ from internvl_jax.models.llama import Llama
 
 
 class Hypotheses(NamedTuple):
-    """Closed beams: ids [B, K, T], lengths [B, K] with EOS, scores [B, K], -inf where there is none."""
+    """Closed beams: ids [B, K, T], lengths [B, K] with EOS, scores [B, K] (-inf: there is none)."""
 
     ids: jax.Array
     lengths: jax.Array
@@ -47,9 +47,7 @@ class Beams(NamedTuple):
     done: jax.Array
 
 
-def search(
-    llm: Llama, start: Start, settings: Settings
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def search(llm: Llama, start: Start, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Best hypothesis of every prompt.
 
     Args:
@@ -87,7 +85,8 @@ def search(
     )
     # Beams still open at the limit compete as they are; a finished example's do not.
     length = beams.step + jnp.where(settings.count_seed, 1, 0)
-    scores = jnp.where(beams.done[:, None], -jnp.inf, beams.log_p / length_divisor(length, settings))
+    scores = beams.log_p / length_divisor(length, settings)
+    scores = jnp.where(beams.done[:, None], -jnp.inf, scores)
     best = _best(beams.closed, Hypotheses(beams.ids, jnp.full((B, K), T, jnp.int32), scores), 1)
     return best.ids[:, 0], best.lengths[:, 0], best.scores[:, 0]
 
@@ -116,9 +115,7 @@ def advance(beams: Beams, logits: jax.Array, settings: Settings) -> Beams:
 
     follow = jnp.argsort(ends, axis=1, stable=True)[:, :K]
     take = lambda a: jnp.take_along_axis(a, follow.reshape(B, K, *(1,) * (a.ndim - 2)), axis=1)
-    return Beams(
-        beams.step + 1, take(ids), take(log_p), take(parent), closed, beams.done | full
-    )
+    return Beams(beams.step + 1, take(ids), take(log_p), take(parent), closed, beams.done | full)
 
 
 def _best(old: Hypotheses, new: Hypotheses, keep: int) -> Hypotheses:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from internvl_jax.models.llama import Llama, LlamaOutput
 from internvl_jax.nn.attention import KeyValue
@@ -44,7 +45,7 @@ class Cache(NamedTuple):
     position: jax.Array
     filled: jax.Array
 
-    def take(self, rows: jax.Array) -> Cache:
+    def take(self, rows: Int[Array, "rows"]) -> Cache:
         """The cache of other rows: int [R'] -> R' rows."""
         kv = jax.tree.map(lambda a: _placed(jnp.take(a, rows, axis=1)), self.kv)
         return Cache(kv, self.mask[rows], self.position[rows], self.filled)
@@ -63,18 +64,18 @@ def make_cache(start: Start, room: int, copies: int = 1) -> Cache:
         a = jnp.repeat(a, copies, axis=1)
         return _placed(jnp.pad(a, [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]))
 
-    mask = jnp.repeat(start.mask.astype(bool), copies, axis=0)
+    mask = jnp.repeat(start.mask, copies, axis=0)
     position = jnp.sum(mask, axis=1, dtype=jnp.int32)
     filled = jnp.asarray(mask.shape[1], jnp.int32)
     return Cache(jax.tree.map(pad, start.kv), jnp.pad(mask, [(0, 0), (0, room)]), position, filled)
 
 
-def started(llm: Llama, out: LlamaOutput, mask: jax.Array) -> Start:
+def started(llm: Llama, out: LlamaOutput, mask: Bool[Array, "B T"]) -> Start:
     """What `Cache` and the first choice need of a prefill pass; bool mask [B, T]."""
-    return Start(llm.logits(out.hidden[:, -1]), out.kv, mask.astype(bool))
+    return Start(llm.logits(out.hidden[:, -1]), out.kv, mask)
 
 
-def step(llm: Llama, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def step(llm: Llama, ids: Int[Array, "R"], cache: Cache) -> tuple[Float[Array, "R V"], Cache]:
     """Feeds one token per row.
 
     Args:

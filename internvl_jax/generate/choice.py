@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from internvl_jax.generate.settings import Settings
 
@@ -29,20 +31,22 @@ def _unflatten(static: tuple[Any, ...], traced: tuple[Any, ...]) -> Settings:
 jax.tree_util.register_pytree_node(Settings, _flatten, _unflatten)
 
 
-def forbid_eos(scores: jax.Array, chosen: jax.Array, settings: Settings) -> jax.Array:
+def forbid_eos(
+    scores: Float[Array, "*rows V"], chosen: ArrayLike, settings: Settings
+) -> Float[Array, "*rows V"]:
     """EOS at -inf while fewer than `min_new_tokens` have been chosen; [..., V] -> [..., V]."""
     eos = jnp.arange(scores.shape[-1]) == settings.eos_id
     return jnp.where(eos & (chosen < settings.min_new_tokens), -jnp.inf, scores)
 
 
-def length_divisor(tokens: jax.Array, settings: Settings) -> jax.Array:
+def length_divisor(tokens: ArrayLike, settings: Settings) -> jax.Array:
     """length ** length_penalty, float32."""
     return jnp.asarray(tokens, jnp.float32) ** settings.length_penalty
 
 
 def filter_logits(
-    logits: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
-) -> jax.Array:
+    logits: Float[Array, "B V"], temperature: ArrayLike, top_k: ArrayLike, top_p: ArrayLike
+) -> Float[Array, "B V"]:
     """Logits to sample from: temperature, then top-k, then top-p among what top-k left.
 
     Args:
@@ -54,11 +58,12 @@ def filter_logits(
     """
     V = logits.shape[-1]
     logits = logits / temperature
-    ranked = -jnp.sort(-logits, axis=-1)
+    ranked = jnp.sort(logits, axis=-1, descending=True)
+    top_k = jnp.asarray(top_k)
     last = jnp.where((top_k > 0) & (top_k < V), top_k, V) - 1
     ranked = jnp.where(ranked < jnp.take(ranked, last, axis=-1)[:, None], -jnp.inf, ranked)
     p = jax.nn.softmax(ranked, axis=-1)
     before = jnp.cumsum(p, axis=-1) - p
-    kept = (ranked > -jnp.inf) & ((before < top_p) | (top_p >= 1))
+    kept = (ranked > -jnp.inf) & ((before < top_p) | (jnp.asarray(top_p) >= 1))
     floor = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits < floor, -jnp.inf, logits)

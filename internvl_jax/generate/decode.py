@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Key
 
 from internvl_jax.generate import beam
 from internvl_jax.generate.cache import Cache, Start, make_cache, step
 from internvl_jax.generate.choice import filter_logits, forbid_eos, length_divisor
 from internvl_jax.generate.settings import Settings
 from internvl_jax.models.llama import Llama
+
 
 class Generated(NamedTuple):
     """What a search returns.
@@ -24,7 +26,7 @@ class Generated(NamedTuple):
         lengths: int32 [B], new tokens with their EOS.
         scores: float32 [B], sum(log p) / length ** length_penalty under the unfiltered model.
         logits: float32 [T, B, V] that each token was chosen from (greedy, sampling; only where
-            asked for): EOS at -inf before `min_new_tokens`, and rows past their end go on with pads.
+            asked for): EOS at -inf before `min_new_tokens`; ended rows go on with pads.
     """
 
     ids: jax.Array
@@ -37,7 +39,7 @@ def decode(
     llm: Llama,
     start: Start,
     settings: Settings,
-    key: jax.Array | None = None,
+    key: Key[Array, ""] | None = None,
     *,
     logits: bool = False,
 ) -> Generated:
@@ -54,7 +56,7 @@ def decode(
         ValueError: sampling without a key, or logits of a beam search.
     """
     if settings.do_sample and key is None:
-        raise ValueError("Sampling (do_sample=True) draws from a key: pass key=jax.random.key(seed).")
+        raise ValueError("do_sample=True draws from a key: pass key=jax.random.key(seed).")
     if logits and settings.num_beams > 1:
         raise ValueError("A beam search has no logits of its tokens to return: use num_beams=1.")
     graphdef, state = nnx.split(llm)

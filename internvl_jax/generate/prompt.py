@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Int, Key, Shaped
 
 from internvl_jax.generate.cache import Start, started
 from internvl_jax.generate.decode import decode
@@ -53,12 +54,12 @@ def left_pad(
 
 def caption(
     model: InternVL,
-    images: Array,
-    prompt_ids: Array,
-    prompt_mask: Array,
+    images: Shaped[Array, "B S S 3"],
+    prompt_ids: Int[Array, "B T"],
+    prompt_mask: Bool[Array, "B T"],
     settings: Settings,
-    key: jax.Array | None = None,
-) -> jax.Array:
+    key: Key[jax.Array, ""] | None = None,
+) -> Int[jax.Array, "B new"]:
     """Captions images with QLLaMA.
 
     Args:
@@ -82,12 +83,12 @@ def caption(
 
 def chat(
     model: InternVLChat,
-    images: Array | None,
-    text: Array,
-    text_mask: Array,
+    images: Shaped[Array, "B M S S 3"] | None,
+    text: Int[Array, "B T"],
+    text_mask: Bool[Array, "B T"],
     settings: Settings,
-    key: jax.Array | None = None,
-) -> jax.Array:
+    key: Key[jax.Array, ""] | None = None,
+) -> Int[jax.Array, "B new"]:
     """Answers prompts with a chat model.
 
     Args:
@@ -108,17 +109,27 @@ def chat(
     return decode(model.llm, chat_start(model, images, text, text_mask), settings, key).ids
 
 
-def caption_start(model: InternVL, images: Array, ids: Array, mask: Array) -> Start:
+def caption_start(
+    model: InternVL,
+    images: Shaped[Array, "B S S 3"],
+    ids: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Start:
     """Reads [queries][text], the queries looking at the image; arguments as in `caption`."""
     return _caption_start(*nnx.split(model), images, ids, mask)
 
 
-def chat_start(model: InternVLChat, images: Array | None, text: Array, mask: Array) -> Start:
+def chat_start(
+    model: InternVLChat,
+    images: Shaped[Array, "B M S S 3"] | None,
+    text: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Start:
     """Reads text with visual tokens spliced in; arguments as in `chat`."""
     return _chat_start(*nnx.split(model), images, text, mask)
 
 
-def check_left_padded(mask: Array) -> None:
+def check_left_padded(mask: Bool[Array, "B T"]) -> None:
     """Raises ValueError unless every row of bool [B, T] ends in a token, padding in front."""
     mask = np.asarray(mask).astype(bool)
     wrong = np.flatnonzero(~mask[:, -1] | np.any(mask[:, :-1] & ~mask[:, 1:], axis=1))
@@ -143,9 +154,7 @@ def _caption_start(graphdef: Any, state: Any, images: Array, ids: Array, mask: A
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chat_start(
-    graphdef: Any, state: Any, images: Array | None, text: Array, mask: Array
-) -> Start:
+def _chat_start(graphdef: Any, state: Any, images: Array | None, text: Array, mask: Array) -> Start:
     model = nnx.merge(graphdef, state)
     if images is None:
         x = model.llm.embed(text)

@@ -49,8 +49,8 @@ class Settings:
     def __post_init__(self):
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
             raise ValueError(
-                f"min_new_tokens={self.min_new_tokens} and max_new_tokens={self.max_new_tokens} leave "
-                "no length to generate: use 0 <= min <= max and max >= 1."
+                f"min_new_tokens={self.min_new_tokens} and max_new_tokens={self.max_new_tokens} "
+                "leave no length to generate: use 0 <= min <= max and max >= 1."
             )
         if self.num_beams < 1:
             raise ValueError(f"num_beams={self.num_beams}: use 1 (greedy, sampling) or more.")
@@ -59,6 +59,8 @@ class Settings:
         if self.do_sample and self.num_beams > 1:
             raise ValueError(f"do_sample with num_beams={self.num_beams}: sample with num_beams=1.")
         if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature}: use a positive one, or do_sample=False.")
+            raise ValueError(f"temperature={self.temperature}: use do_sample=False instead of 0.")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k={self.top_k}, top_p={self.top_p}: use top_k >= 0, 0 < top_p <= 1.")
+            raise ValueError(
+                f"top_k={self.top_k}, top_p={self.top_p}: use top_k >= 0 and 0 < top_p <= 1."
+            )
