@@ -89,9 +89,7 @@ class Checkpoints:
         self._problems: list[str] = []
         self._pending: int | None = None
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        arrays = storage.handler()
-        registry.add("state", ocp.args.PyTreeSave, arrays)
-        registry.add("state", ocp.args.PyTreeRestore, arrays)
+        registry.add("state", ocp.args.PyTreeSave, storage.handler())
         registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
         self._orbax = ocp.CheckpointManager(
             self.directory,

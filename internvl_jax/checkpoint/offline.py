@@ -7,7 +7,6 @@ be streamed; whatever is read to its end is compared with its fingerprint.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ from etils import epath
 
 from internvl_jax.checkpoint import tree as trees
 from internvl_jax.checkpoint.integrity import HostFingerprint
-from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta
+from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta, open_stores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class StoredLeaf:
     shape: tuple[int, ...]
     dtype: np.dtype
     fingerprint: str
-    _store: tensorstore.TensorStore | None
+    _store: tensorstore.TensorStore
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Read a slice, unchecked.
@@ -39,8 +38,6 @@ class StoredLeaf:
         Returns:
             The slice, in the stored dtype.
         """
-        if self._store is None:
-            return np.zeros(self.shape, self.dtype)[index]
         return np.asarray(self._store[index].read().result())
 
     def rows(self) -> Iterator[np.ndarray]:
@@ -94,17 +91,11 @@ def iter_leaves(path: epath.PathLike, step: int | None = None) -> Iterator[Store
         CheckpointError: there is no such step or a leaf can't be opened.
     """
     step_dir = find_step(path, step)
-    base = str(step_dir / "state") + "/"
-    base = base if "://" in base else f"file://{base}"
     for name, leaf in sorted(load_meta(step_dir).leaves.items()):
-        store = None
-        if math.prod(leaf.shape):
-            inner = {"driver": "ocdbt", "base": base, "path": name.replace("/", ".") + "/"}
-            spec = {"driver": "zarr3", "kvstore": inner}
-            try:
-                store = tensorstore.open(spec, open=True, read=True).result()
-            except Exception as error:
-                raise CheckpointError(f"leaf {name} of {step_dir} can't be opened.") from error
+        try:
+            store = open_stores(step_dir, {name: leaf})[name]
+        except Exception as error:
+            raise CheckpointError(f"leaf {name} of {step_dir} can't be opened.") from error
         yield StoredLeaf(name, leaf.shape, np.dtype(leaf.dtype), leaf.fingerprint, store)
 
 

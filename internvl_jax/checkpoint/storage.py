@@ -14,12 +14,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -29,6 +30,8 @@ from internvl_jax.checkpoint.integrity import describe, fingerprints
 DIRECTORY = "checkpoints"
 COMMITTED = "commit_success.txt"
 _SMALLEST_CHUNK = 1 << 20  # bytes: below, reading a chunk costs more than its data
+_WINDOW = 4 << 30  # bytes read into host memory at a time
+_CACHE = 1 << 30  # bytes: chunks that several devices want are fetched once
 
 
 class CheckpointError(RuntimeError):
@@ -266,36 +269,93 @@ def read_arrays(
     Raises:
         CheckpointError: something can't be read or isn't what was written.
     """
-    step_dir = epath.Path(step_dir)
-    stored = {
-        path: jax.ShapeDtypeStruct(
-            target.shape, np.dtype(meta.leaves[path].dtype), sharding=target.sharding
-        )
-        for path, target in wanted.items()
-    }
-    nested = trees.unflatten({path: x for path, x in stored.items() if math.prod(x.shape)})
-    problem, arrays = None, {}
+    arrays: dict[str, jax.Array | np.ndarray] = {}
+    problem = None
     try:
-        if nested:
-            request = ocp.args.PyTreeRestore(
-                item=nested,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
-                partial_restore=True,
-            )
-            arrays = trees.flatten(handler().restore(step_dir / "state", args=request))
-    except Exception as error:  # Orbax raises many types, bare Exception among them
+        for window in _windows(wanted):
+            arrays |= _read_window(step_dir, meta, window)
+    except Exception as error:  # TensorStore raises several types
         problem = error
     agree(problem, f"reading {step_dir}")
-    for path, x in stored.items():
-        if path not in arrays:
-            arrays[path] = _empty(x)
     problem = None
     try:
         _verify(arrays, meta, step_dir)
     except Exception as error:
         problem = error
     agree(problem, f"checking {step_dir}")
-    return {path: _convert(arrays.pop(path), wanted[path]) for path in list(wanted)}
+    return {path: _convert(arrays.pop(path), target) for path, target in wanted.items()}
+
+
+def _windows(wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Split a request so that the host holds a few gigabytes of it at a time."""
+    window: dict[str, Any] = {}
+    size = 0
+    for path, target in wanted.items():
+        window[path] = target
+        shard = (
+            target.shape if target.sharding is None else target.sharding.shard_shape(target.shape)
+        )
+        size += math.prod(shard) * np.dtype(target.dtype).itemsize * jax.local_device_count()
+        if size > _WINDOW:
+            yield window
+            window, size = {}, 0
+    yield window
+
+
+def _read_window(step_dir: epath.PathLike, meta: Meta, window: Mapping[str, Any]) -> dict[str, Any]:
+    """Read in parallel the parts that this process needs, each once, and place them.
+
+    TensorStore and not Orbax does the reading: Orbax leaves callbacks behind when a read fails,
+    and this file has to get on after failures.
+    """
+    stores = open_stores(step_dir, {path: meta.leaves[path] for path in window})
+    parts: dict[str, dict[Any, Any]] = {}
+    for path, target in window.items():
+        indices: list[Any] = [...]
+        if target.sharding is not None:
+            indices = list(target.sharding.addressable_devices_indices_map(target.shape).values())
+        keys = {str(index): index for index in indices}
+        parts[path] = {key: stores[path][index].read() for key, index in keys.items()}
+    arrays = {}
+    for path, target in window.items():
+        done = {key: np.asarray(future.result()) for key, future in parts.pop(path).items()}
+        if target.sharding is None:
+            arrays[path] = done[str(...)]
+        else:
+            arrays[path] = jax.make_array_from_callback(
+                target.shape, target.sharding, lambda index, done=done: done[str(index)]
+            )
+    return arrays
+
+
+def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    """Open stored arrays for reading by slices.
+
+    Args:
+        step_dir: directory of the step.
+        leaves: what to open, by path.
+
+    Returns:
+        TensorStore objects by path; for empty arrays, which are not stored, a stand-in.
+
+    Raises:
+        ValueError: an array can't be opened (as TensorStore puts it).
+    """
+    base = str(epath.Path(step_dir) / "state") + "/"
+    base = base if "://" in base else f"file://{base}"
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+    opened = {}
+    for path, leaf in leaves.items():
+        if not math.prod(leaf.shape):
+            opened[path] = tensorstore.array(np.zeros(leaf.shape, np.dtype(leaf.dtype)))
+            continue
+        inside = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
+        spec = {"driver": "zarr3", "kvstore": inside, "recheck_cached_data": "open"}
+        opened[path] = tensorstore.open(spec, context=context, open=True, read=True)
+    return {
+        path: store.result() if isinstance(store, tensorstore.Future) else store
+        for path, store in opened.items()
+    }
 
 
 def _verify(arrays: Mapping[str, Any], meta: Meta, where: Any) -> None:
@@ -305,13 +365,6 @@ def _verify(arrays: Mapping[str, Any], meta: Meta, where: Any) -> None:
         raise CheckpointError(
             f"{trees.some(wrong)} of {where} is not what was written: its bits changed in storage."
         )
-
-
-def _empty(x: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
-    zeros = np.zeros(x.shape, x.dtype)
-    if x.sharding is None:
-        return zeros
-    return jax.make_array_from_callback(x.shape, x.sharding, lambda index: zeros[index])
 
 
 def _convert(x: Any, target: jax.ShapeDtypeStruct) -> Any:
