@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.image import RESIZES
@@ -63,8 +62,6 @@ class DataConfig:
     cache_bytes: int = 256 << 20
 
     def __post_init__(self):
-        for field in ("languages", "texts", "skip_groups", "crop_scale", "crop_ratio"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
         _require(bool(self.languages), "data.languages is empty; name at least one language.")
         for language in self.languages:
             _require(
@@ -93,11 +90,12 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def as_data_config(values: DataConfig | Mapping[str, Any]) -> DataConfig:
+def as_data_config(values: Any) -> DataConfig:
     """Checks a mapping (or a dataclass) of settings.
 
     Args:
-        values: names and plain values; what is left out keeps its default.
+        values: a mapping or dataclass of names and plain values; what is left out keeps its
+            default.
 
     Returns:
         The frozen config.
@@ -114,4 +112,4 @@ def as_data_config(values: DataConfig | Mapping[str, Any]) -> DataConfig:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise ValueError(f"data.{name} is no setting; did you mean {' or '.join(near)}?")
-    return DataConfig(**dict(values))
+    return DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig, as_data_config
+from data_pipelines.config import as_data_config
 from data_pipelines.datasets import Concept, Dataset, open_dataset
 from data_pipelines.examples import instructions
 from data_pipelines.image import RESIZES, decode
@@ -37,7 +37,7 @@ class Gallery:
 
 
 def gallery(
-    data_config: DataConfig | Mapping[str, Any],
+    data_config: Any,
     *,
     split: str = "held_out",
     which: str = "judged",
@@ -58,7 +58,8 @@ def gallery(
     are the training vendors' kept-back drawings of candidates: fewer pictures, as many names.
 
     Args:
-        data_config: settings; dataset, data_dir, image_size, resize and languages are used.
+        data_config: settings of `DataConfig`, of which dataset, data_dir, image_size, resize and
+            languages are used.
         split: "held_out" or "validation".
         which: one of `WHICH`.
         languages: codes, those of the config if empty.
@@ -185,11 +186,14 @@ def describe(dataset: Dataset) -> dict[str, int]:
         dataset: the set.
 
     Returns:
-        Name -> count: concepts, judged, unseen, and the records of each split.
+        Name -> count of concepts (all, judged, unseen) and of the drawings of each split.
     """
     return {
         "concepts": len(dataset.concepts),
         "judged": sum(concept.judged for concept in dataset.concepts),
         "unseen": sum(concept.unseen for concept in dataset.concepts),
-        **{split: len(records) for split, records in dataset.splits.items()},
+        "train": len(dataset.splits["train"]),
+        "validation": len(dataset.splits["validation"]),
+        "unseen_drawings": len(dataset.splits["unseen"]),
+        "held_out": len(dataset.splits["held_out"]),
     }

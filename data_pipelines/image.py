@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 MAX_BYTES = 32 << 20
@@ -18,7 +19,9 @@ class BadImageError(ValueError):
     """A picture that cannot or must not be decoded."""
 
 
-def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes a picture to RGB, transparency composited on white.
 
     Args:
@@ -54,7 +57,7 @@ def decode(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIX
         raise BadImageError(f"The picture cannot be decoded ({error}).") from error
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Encodes pixels losslessly.
 
     Args:
@@ -68,7 +71,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize_square(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes to a square whatever the aspect (retrieval and captioning, spec §5).
 
     Args:
@@ -83,7 +86,7 @@ def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def resize_center(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize_center(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
     """Resizes the shorter side and crops the centre (zero-shot classification, spec §5).
 
     Args:
@@ -110,14 +113,14 @@ RESIZES = {"square": resize_square, "center": resize_center}
 
 
 def random_resized_crop(
-    pixels: np.ndarray,
+    pixels: UInt8[np.ndarray, "H W 3"],
     size: int,
     rng: np.random.Generator,
     *,
     scale: Sequence[float] = (0.5, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     flip: float = 0.0,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "S S 3"]:
     """Inception's random crop, as torchvision draws it, and an optional mirror image.
 
     Args:

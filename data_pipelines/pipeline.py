@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -281,7 +281,7 @@ def _shared_pictures(name: str, data_dir: str, cache_bytes: int) -> tuple[Datase
 
 
 def make_pipeline(
-    data_config: DataConfig | Mapping[str, Any],
+    data_config: Any,
     stage: str,
     *,
     global_batch: int,
@@ -295,7 +295,7 @@ def make_pipeline(
     Validation resizes without cropping; its language stage reads the texts of unseen concepts.
 
     Args:
-        data_config: settings of `DataConfig`.
+        data_config: settings of `DataConfig`, a mapping or a dataclass.
         stage: "language", "contrastive", "generative" or "finetune".
         global_batch: examples per step over all hosts.
         seed: of order, crops and captions, >= 0.

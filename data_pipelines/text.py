@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 UNK, BOS, EOS = 0, 1, 2
 PAD_PIECE = "[PAD]"
@@ -121,7 +124,7 @@ class Tokenizer:
 
     def encode(
         self, text: str, length: int, *, bos: bool = True, eos: bool = True, prompt: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
         """One padded row.
 
         Args:
@@ -141,7 +144,7 @@ class Tokenizer:
 
     def encode_batch(
         self, texts: Sequence[str], length: int, *, bos: bool = True, eos: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Int32[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """Padded rows of many texts.
 
         Args:
@@ -158,7 +161,7 @@ class Tokenizer:
         mask = np.stack([row[1] for row in rows]) if rows else np.zeros((0, length), np.bool_)
         return ids, mask
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of ids; special ids, image tokens and ids beyond the file are left out.
 
         Args:
@@ -169,7 +172,9 @@ class Tokenizer:
         """
         size = self._model.get_piece_size()
         special = (UNK, BOS, EOS, self.pad_id)
-        return self._model.decode([i for i in map(int, ids) if 0 <= i < size and i not in special])
+        return self._model.decode(
+            [i for i in map(operator.index, ids) if 0 <= i < size and i not in special]
+        )
 
 
 def _load(path: pathlib.Path, vocab_size: int | None) -> Tokenizer:

@@ -24,6 +24,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 IGNORE = -100
 """Label of a position that is not learned."""
@@ -105,7 +106,9 @@ def spec(
     raise ValueError(f"Stage {stage!r} is unknown; choose from {', '.join(STAGES)}.")
 
 
-def caption_labels(ids: np.ndarray, mask: np.ndarray, prompt_length: int) -> np.ndarray:
+def caption_labels(
+    ids: Int32[np.ndarray, "*B T"], mask: Bool[np.ndarray, "*B T"], prompt_length: int
+) -> Int32[np.ndarray, "*B T"]:
     """Labels of a captioning row [prompt | caption | pad].
 
     The last prompt token stays a label, as in the original (ITG of the stage-2 loss).
@@ -223,7 +226,7 @@ def tokenize(
     bos: int,
     eos: int,
     visual_tokens: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
     """Tokenises rendered segments and masks the labels (spec of LLaVA's `preprocess_v1`).
 
     Args:
@@ -251,8 +254,8 @@ def tokenize(
 
 
 def pad_rows(
-    rows: Sequence[Sequence[int] | np.ndarray], length: int, fill: int
-) -> tuple[np.ndarray, np.ndarray]:
+    rows: Sequence[Sequence[int] | Int32[np.ndarray, "_"]], length: int, fill: int
+) -> tuple[Int32[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
     """Cuts rows to a length and pads them on the right.
 
     Args:

@@ -11,6 +11,9 @@
 5. `judged`: the seen concepts of one code point that Fluent draws, except people, faces and flags
    (groups "People & Body", "Smileys & Emotion", "Flags"), which differ in details that are lost
    at 40 pixels. The build fails if they are fewer than `MIN_JUDGED`.
+
+With the pinned packages: 1,900 concepts (270 flags), 190 unseen, 943 judged; drawings 4,195 train,
+213 validation, 486 unseen (training vendors), 1,580 held_out (Fluent, 162 of unseen concepts).
 """
 
 from __future__ import annotations

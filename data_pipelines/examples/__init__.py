@@ -7,8 +7,7 @@ arrays, without the batch axis. It draws the language, the caption, the other co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,13 +15,7 @@ from data_pipelines.config import DataConfig
 from data_pipelines.datasets import Concept
 from data_pipelines.text import Tokenizer
 
-
-class Builder(Protocol):
-    """Makes the arrays of one example."""
-
-    def __call__(
-        self, image: np.ndarray | None, number: int, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]: ...
+Builder = Callable[[np.ndarray | None, int, np.random.Generator], dict[str, np.ndarray]]
 
 
 def make_builder(
