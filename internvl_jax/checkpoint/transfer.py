@@ -267,7 +267,7 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def _closest(path: str, others: Iterable[str]) -> str:
-    near = difflib.get_close_matches(path, list(others), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(path, list(others), n=1, cutoff=0.5)
     return f" (did you mean to rename {near[0]}?)" if near else ""
 
 
@@ -305,7 +305,9 @@ def plan(target: Mapping[str, Any], transfer: Transfer) -> Report:
     dropped = [path for renamed, path in origin.items() if renamed not in target]
     surprising = [path for path in new if not _matches(path, transfer.new_ok)]
     if surprising:
-        hint = _closest(surprising[0], dropped)
+        shape = tuple(target[surprising[0]].shape)
+        alike = [path for path in dropped if tuple(source[path].shape) == shape]
+        hint = _closest(surprising[0], alike)
         raise storage.CheckpointMismatch(
             f"{name} doesn't hold {trees.some(surprising)}{hint}; rename parameters, or list them "
             "in new_ok to keep their initial values."
