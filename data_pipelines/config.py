@@ -105,11 +105,16 @@ def as_data_config(values: Any) -> DataConfig:
     """
     if isinstance(values, DataConfig):
         return values
-    if dataclasses.is_dataclass(values) and not isinstance(values, type):
-        values = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
+    settings: dict[str, Any] = (
+        {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+        if dataclasses.is_dataclass(values)
+        else {**values}
+    )
     known = [field.name for field in dataclasses.fields(DataConfig)]
-    for name in values:
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = tuple(value)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise ValueError(f"data.{name} is no setting; did you mean {' or '.join(near)}?")
-    return DataConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return DataConfig(**settings)

@@ -153,7 +153,7 @@ def _crop_box(
 ) -> tuple[int, int, int, int]:
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
+        area = height * width * rng.uniform(scale[0], scale[1])
         aspect = math.exp(rng.uniform(low, high))
         crop_width = round(math.sqrt(area * aspect))
         crop_height = round(math.sqrt(area / aspect))

@@ -130,6 +130,7 @@ class Examples:
             BadRecordsError: if no substitute could be read.
         """
         epoch, position = divmod(number, len(self.units))
+        record, reason = -1, None
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng((self.seed, number, attempt))
             if attempt == 0:
@@ -138,7 +139,7 @@ class Examples:
                 unit = self.units[int(rng.integers(len(self.units)))]
             record = int(unit[rng.integers(len(unit))])
             try:
-                image = None if self.pictures is None else self._picture(record, rng)
+                image = self._picture(record, rng)
             except BadImageError as error:
                 reason = error
                 continue
@@ -149,7 +150,9 @@ class Examples:
             f"because: {reason} Build the data set again."
         )
 
-    def _picture(self, record: int, rng: np.random.Generator) -> np.ndarray:
+    def _picture(self, record: int, rng: np.random.Generator) -> np.ndarray | None:
+        if self.pictures is None:
+            return None
         config, pixels = self.config, self.pictures[record]
         if not self.augment:
             return RESIZES[config.resize](pixels, config.image_size)
@@ -176,8 +179,8 @@ class _HostBatches:
     def __len__(self) -> int:
         return STEPS
 
-    def __getitem__(self, step: int) -> HostBatch:
-        start = int(step) * self._global_batch + self._first
+    def __getitem__(self, index: int) -> HostBatch:
+        start = int(index) * self._global_batch + self._first
         examples = [self._examples[start + place] for place in range(self._share)]
         arrays = {
             name: np.stack([arrays[name] for arrays, _, _ in examples]) for name in examples[0][0]
@@ -222,7 +225,7 @@ class Pipeline:
         self._spec, self._config = spec, examples.config
         share = global_batch // process_count
         source = _HostBatches(examples, global_batch, share, process_index * share)
-        self._batches = grain.MapDataset.source(source)
+        self._batches: Any = grain.MapDataset.source(source)
         self._open: list[Any] = []
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -73,7 +73,7 @@ def finish(folder: pathlib.Path, concepts: Sequence[Concept], counts: Mapping[st
     Raises:
         ValueError: if a record is missing or names an unknown concept.
     """
-    from array_record.python import array_record_module
+    from array_record.python.array_record_module import ArrayRecordReader
 
     from data_pipelines.sources.tfds import parse
 
@@ -83,7 +83,7 @@ def finish(folder: pathlib.Path, concepts: Sequence[Concept], counts: Mapping[st
     for split in SPLITS:
         files[split] = []
         for path in sorted(folder.glob(f"*-{split}.array_record-*")):
-            reader = array_record_module.ArrayRecordReader(str(path))
+            reader = ArrayRecordReader(str(path))
             records = reader.read_all()
             reader.close()
             files[split].append((path.name, len(records)))

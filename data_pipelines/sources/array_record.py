@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 
 class ArrayRecordSource:
@@ -27,7 +28,7 @@ class ArrayRecordSource:
 
     def _start_lock(self) -> None:
         self._ends = tuple(itertools.accumulate(count for _, count in self._files))
-        self._readers: dict[int, object] = {}
+        self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -42,9 +43,9 @@ class ArrayRecordSource:
         with self._lock:
             return self._reader(file).read(position, position + 1)[0]
 
-    def _reader(self, file: int):
+    def _reader(self, file: int) -> Any:
         if file not in self._readers:
-            from array_record.python import array_record_module
+            from array_record.python.array_record_module import ArrayRecordReader as Reader
 
             path, count = self._files[file]
             if not os.path.isfile(path):
@@ -52,7 +53,7 @@ class ArrayRecordSource:
                     f"The record file {path} is missing; build the data set again with "
                     "python -m data_pipelines.build."
                 )
-            reader = array_record_module.ArrayRecordReader(path)
+            reader = Reader(path)
             if reader.num_records() != count:
                 raise ValueError(
                     f"{path} holds {reader.num_records()} records, but {count} were counted when "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_pipelines.sources import Source
 
 
@@ -39,8 +41,10 @@ def parse(record: bytes, field: str) -> bytes:
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
+    example: Any = tf_example_pb2  # its classes are made at run time
+
     try:
-        features = tf_example_pb2.Example.FromString(record).features.feature
+        features = example.Example.FromString(record).features.feature
     except DecodeError as error:
         raise ValueError("A record is no tf.train.Example; build the data set again.") from error
     if field not in features or not features[field].bytes_list.value:
