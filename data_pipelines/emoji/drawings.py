@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 import re
@@ -75,6 +76,19 @@ class IconSet:
             return []
         return [icon, *(alias for alias, to in self._aliases.items() if to["parent"] == icon)]
 
+    def root(self, icon: str) -> str:
+        """What an icon is an alias of, itself if of none.
+
+        Args:
+            icon: name or alias.
+
+        Returns:
+            The name of the drawing.
+        """
+        while icon not in self._icons:
+            icon = self._aliases[icon]["parent"]
+        return icon
+
     def svg(self, icon: str) -> bytes:
         """An icon as a document of its own, drawn to fit `SIZE` pixels.
 
@@ -127,7 +141,8 @@ def find_icons(
     """Which icon of which vendor draws a concept.
 
     EmojiOne's package has no table of code points; its icons are found by the English name and by
-    the other vendors' names for the same concept.
+    the other vendors' names for the same concept. Where two concepts find one icon so ("cricket",
+    the insect and the game), neither gets it.
 
     Args:
         sets: vendor -> icons.
@@ -151,6 +166,13 @@ def find_icons(
                 icon = next((name for name in names if name in icons), None)
             if icon is not None and icon in icons:
                 found[key][vendor] = icon
+    for vendor, icons in sets.items():
+        if not icons.chars:
+            roots = {key: icons.root(of[vendor]) for key, of in found.items() if vendor in of}
+            claims = collections.Counter(roots.values())
+            for key, root in roots.items():
+                if claims[root] > 1:
+                    del found[key][vendor]
     return found
 
 

@@ -199,6 +199,18 @@ def test_keys_and_slugs():
     assert drawings.slug("piñata: São Tomé & Príncipe") == "pinata-sao-tome-principe"
 
 
+def test_an_icon_that_two_concepts_find_serves_neither():
+    icons = square()
+    icons.chars = {}
+    icons._icons = {name: {} for name in ("cricket", "bear", "pistol")}
+    icons._aliases = {"cricket-game": {"parent": "cricket"}, "bear-face": {"parent": "bear"}}
+    english = {"1": "cricket", "2": "cricket game", "3": "Bear face", "4": "pistol", "5": "fern"}
+    found = drawings.find_icons({"emojione": icons}, english, english)
+    assert found == {
+        "1": {}, "2": {}, "3": {"emojione": "bear-face"}, "4": {"emojione": "pistol"}, "5": {},
+    }  # fmt: skip
+
+
 def square(**entry) -> drawings.IconSet:
     icons = object.__new__(drawings.IconSet)
     body = (
