@@ -34,35 +34,31 @@ def generation(
     Returns:
         ``gen.NAME.sequences`` int [B, width], ids after a BOS as transformers returns them, cut
         after the longest row; for beams ``gen.NAME.sequences_scores`` float32 [B]; for greedy
-        search ``gen.NAME.scores`` float32 [steps, B, V], the processed logits of each step.
-
-    Raises:
-        ValueError: on a setting this package does not offer.
+        search ``gen.NAME.scores`` float32 [steps, B, V], the processed logits of each step. A
+        setting with options that are not offered here is left out.
     """
     ids = config["qllama_config"]
     pixels = np.transpose(inputs["pixel_values"], (0, 2, 3, 1))
     outputs: dict[str, np.ndarray] = {}
     for name, case in config.get("generation", {}).items():
-        unknown = set(case) - {*_SEARCH, *_PROMPT}
-        if unknown:
-            raise ValueError(
-                f"generation.{name} of the case has the option {min(unknown)!r}, unknown here."
-            )
+        if not set(case) <= {*_SEARCH, *_PROMPT}:
+            continue
         settings = Settings(
-            eos_id=ids["eos_token_id"],
-            pad_id=ids["pad_token_id"],
-            bos_id=ids["bos_token_id"],
+            eos_id=ids.get("eos_token_id", 2),
+            pad_id=ids.get("pad_token_id", 0),
+            bos_id=ids.get("bos_token_id", 1),
             count_seed=count_seed,
             **{option: case[option] for option in _SEARCH if option in case},
         )
-        prompt, mask = inputs[case["input_ids"]], inputs[case["attention_mask"]].astype(bool)
-        start = caption_start(model, pixels[case["images"]], prompt.astype(np.int32), mask)
+        prompt, mask = inputs[case["input_ids"]], inputs[case["attention_mask"]] != 0
+        chosen = case.get("images", list(range(len(prompt))))
+        start = caption_start(model, pixels[chosen], prompt.astype(np.int32), mask)
         greedy = settings.num_beams == 1
         out = decode(model.qllama, start, settings, logits=greedy)
         longest = int(out.lengths.max())
         outputs[f"gen.{name}.sequences"] = np.asarray(out.ids[:, : 1 + longest])
-        if greedy:
-            outputs[f"gen.{name}.scores"] = np.asarray(out.logits[:longest])
-        else:
+        if out.logits is None:
             outputs[f"gen.{name}.sequences_scores"] = np.asarray(out.scores)
+        else:
+            outputs[f"gen.{name}.scores"] = np.asarray(out.logits[:longest])
     return outputs

@@ -33,6 +33,12 @@ def pronounced(make: Callable[[nnx.Rngs], nnx.Module], seed: int) -> nnx.Module:
 
 
 @pytest.fixture(scope="session")
+def drawn() -> Callable[[Callable[[nnx.Rngs], nnx.Module], int], nnx.Module]:
+    """`pronounced`, for models that a test describes itself."""
+    return pronounced
+
+
+@pytest.fixture(scope="session")
 def captioner() -> InternVL:
     """Grouped queries, tied head, cross-attention in layers 0 and 3 of 5 (period 3, tail 2)."""
     qllama = LlamaConfig(

@@ -69,11 +69,10 @@ def test_cached_logits_equal_uncached_chat(chatter: InternVLChat):
     np.testing.assert_allclose(cached, logits, atol=1e-5 * np.abs(logits).max())
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_left_padded_batch_equals_one_by_one(captioner: InternVL, beams: int):
+def test_left_padded_batch_equals_one_by_one(captioner: InternVL):
     ids, mask = left_pad(ROWS[:2], pad_id=27)
     pixels = images(2)
-    settings = Settings(max_new_tokens=T, num_beams=beams, pad_id=27)
+    settings = Settings(max_new_tokens=T, num_beams=3, pad_id=27)
     together = decode(captioner.qllama, caption_start(captioner, pixels, ids, mask), settings)
     one, here = left_pad(ROWS[1:2])
     alone = decode(captioner.qllama, caption_start(captioner, pixels[1:], one, here), settings)

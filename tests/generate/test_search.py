@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,15 +154,15 @@ def test_greedy_takes_the_best_and_pads(decoder: Llama, start: Start, log_p):
 
 def test_another_temperature_or_penalty_compiles_nothing(decoder: Llama, start: Start):
     key = jax.random.key(0)
-    sample = Settings(max_new_tokens=3, do_sample=True, temperature=0.5, top_k=4, top_p=0.9)
-    decode(decoder, start, sample, key)
-    decode(decoder, start, Settings(max_new_tokens=3, num_beams=2), key)
+    sample = Settings(max_new_tokens=T, do_sample=True, temperature=0.5, top_k=4, top_p=0.9)
+    beams = Settings(max_new_tokens=T, num_beams=3)
+    for settings in (sample, beams):
+        decode(decoder, start, settings, key)
     before = _decode._cache_size()
-    other = Settings(
-        max_new_tokens=3, min_new_tokens=1, do_sample=True, temperature=2.0, top_k=2, top_p=0.7
-    )
-    decode(decoder, start, other, key)
-    decode(decoder, start, Settings(max_new_tokens=3, num_beams=2, length_penalty=3.0), key)
+    other = {"temperature": 2.0, "top_k": 2, "top_p": 0.7, "eos_id": 5}
+    longer = {"length_penalty": 3.0, "min_new_tokens": 2, "pad_id": 8, "count_seed": True}
+    for settings in (dataclasses.replace(sample, **other), dataclasses.replace(beams, **longer)):
+        decode(decoder, start, settings, key)
     assert _decode._cache_size() == before
 
 
