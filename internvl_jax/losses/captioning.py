@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from internvl_jax.losses.reduction import Axes, shard_sum, varying
+
 IGNORE = -100  # label of a position that is not learned
 
 
@@ -45,6 +47,7 @@ def chunked_next_token_loss(
     *,
     chunk: int = 4096,
     row_weights: Float[Array, "B"] | None = None,
+    axes: Axes = (),
 ) -> TokenTotals:
     """`next_token_loss` of ``hidden @ kernel``, without ever holding all of these logits.
 
@@ -56,8 +59,11 @@ def chunked_next_token_loss(
             is float32.
         kernel: output head, any float dtype.
         labels: unshifted, IGNORE where not learned.
-        chunk: tokens of the (global) batch whose logits exist at a time, at least one per row.
+        chunk: tokens whose logits exist at a time, at least one per row. Without `axes` they are
+            counted over the global batch; inside `jax.shard_map` over the shard, and the gradient
+            of the kernel is then summed over shards once, not per chunk.
         row_weights: multiplies the losses of a row's tokens; None: 1.
+        axes: mesh axes that the rows are sharded over, where called per shard.
     """
     B, T, D = hidden.shape
     count = max(1, -(-(T - 1) // max(1, chunk // B)))
@@ -71,6 +77,9 @@ def chunked_next_token_loss(
         jnp.moveaxis(targets.reshape(B, count, size), 1, 0),
     )
 
+    # Typed per shard before the loop, so that its gradient is summed over shards after it.
+    kernel = varying(kernel, axes)
+
     @jax.checkpoint
     def step(totals: TokenTotals, piece: tuple[Array, Array]) -> tuple[TokenTotals, None]:
         hidden, targets = piece
@@ -79,9 +88,9 @@ def chunked_next_token_loss(
         )
         return jax.tree.map(jnp.add, totals, _totals(logits, targets, row_weights)), None
 
-    zero = jnp.zeros((), jnp.float32)
+    zero = varying(jnp.zeros((), jnp.float32), axes)
     totals, _ = lax.scan(step, TokenTotals(zero, zero, zero), pieces)
-    return totals
+    return jax.tree.map(lambda x: shard_sum(x, axes), totals)
 
 
 def _totals(logits: Array, targets: Array, row_weights: Array | None) -> TokenTotals:

@@ -134,7 +134,7 @@ def sigmoid_loss(
     """
     image, text = unit(image), unit(text)
     rows = jnp.exp(log_scale.astype(jnp.float32)) * image
-    bias = bias.astype(jnp.float32)
+    bias = varying(bias.astype(jnp.float32), axes)  # its gradient: one sum over shards, not n
     texts = gather(text, axes)
 
     @jax.checkpoint  # the gradient needs the logits again: a chunk is recomputed, not kept
@@ -259,7 +259,7 @@ def _stream(rows: Array, columns: Array, chunk: int, axes: Axes) -> _Stream:
 
 
 def _stream_forward(rows: Array, columns: Array, chunk: int, axes: Axes):
-    out = _stream(rows, columns, chunk, axes)
+    out: _Stream = _stream(rows, columns, chunk, axes)
     return out, (rows, columns, out.row_max, out.column_max)
 
 

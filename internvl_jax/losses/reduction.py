@@ -46,5 +46,8 @@ def weighted_sum(
 
 
 def varying(x: Array, axes: Axes) -> Array:
-    """A constant, typed as differing between shards: what a scan's carry must start as."""
+    """A value equal on all shards, typed as differing: what a scan's carry must start as.
+
+    Of a parameter, it places the sum of its gradient over the shards here.
+    """
     return lax.pcast(x, axes, to="varying") if axes else x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,45 @@ def test_sharded_batch_and_vocabulary(spec: P):
     got = grad(*jax.device_put((hidden, kernel, labels), (rows, matrix, rows)))
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=0, atol=1e-6 * np.abs(w).max())
+
+
+def scans(jaxpr) -> Iterator[str]:
+    """The text of every loop in a traced function."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            yield str(eqn.params["jaxpr"])
+        for inner in eqn.params.values():
+            if hasattr(inner, "eqns"):
+                yield from scans(inner)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((8,), ("a",)), ((2, 4), ("a", "b")), ((2, 2, 2), ("a", "b"))]
+)
+def test_per_shard(shape, axes):
+    """Inside shard_map, sums and gradients are the global ones, and the kernel's is summed once."""
+    mesh = jax.make_mesh(
+        shape, ("a", "b", "c")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape)
+    )
+    hidden, kernel, labels = sample(B=16)
+    weights = jnp.linspace(0.5, 1.5, 16)
+    total = lambda h, k, y, w, **more: chunked_next_token_loss(h, k, y, row_weights=w, **more)
+    rows = P(axes)
+    sharded = jax.shard_map(
+        lambda *a: total(*a, chunk=6, axes=axes),
+        mesh=mesh,
+        in_specs=(rows, P(), rows, rows),
+        out_specs=P(),
+    )
+    args = hidden, kernel, labels, weights
+    grad = lambda f: jax.jit(jax.value_and_grad(lambda *a: f(*a).loss, (0, 1)))
+    run = grad(sharded)
+    got, want = jax.tree.leaves(run(*args)), jax.tree.leaves(grad(total)(*args))
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-6 * np.abs(w).max())
+    np.testing.assert_array_equal(np.array(sharded(*args))[1:], np.array(total(*args))[1:])
+    loops = list(scans(jax.make_jaxpr(run)(*args)))
+    assert len(loops) >= 2 and not any("psum" in loop for loop in loops)
 
 
 def test_memory_holds_a_chunk():
