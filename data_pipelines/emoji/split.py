@@ -14,7 +14,7 @@
 
 With the pinned packages: 1,900 concepts (270 flags), 190 unseen, 943 judged; drawings 4,190 train,
 213 validation, 485 unseen (training vendors), 1,580 held_out (Fluent, 162 of unseen concepts).
-A vendor may draw two concepts alike: 9 drawings of `unseen` and 4 of `validation` (families, flags
+A vendor may draw two concepts alike: 8 drawings of `unseen` and 4 of `validation` (families, flags
 of territories) equal a training drawing of another concept to the pixel; none of Fluent's does.
 """
 
