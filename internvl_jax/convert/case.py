@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from internvl_jax.checkpoint.tree import flatten
 from internvl_jax.convert.architectures import model_config
-from internvl_jax.convert.from_torch import Tensors, load, module
-from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map
+from internvl_jax.convert.from_torch import Tensors, load
+from internvl_jax.convert.key_maps import KeyMap, ModelConfig, definition, key_map
 from internvl_jax.models.compute import Compute
+from internvl_jax.models.definition import Definition, flatten
 
 EXACT = Compute(dtype="float32", remat="none")
 Arrays = dict[str, np.ndarray]
@@ -36,7 +35,9 @@ class Case:
         folder: with ``config.json``, ``weights.safetensors`` and ``io.safetensors``.
         kind: which computation was stored.
         config: the official model's config, and whatever else the kind needs.
-        inputs, outputs: the tensors under ``in/`` and ``out/``, without that prefix.
+        inputs, outputs: the tensors under ``in/`` and ``out/``, without that prefix. What a further
+            file ``io_VARIANT.safetensors`` holds is found under ``VARIANT/``.
+        scales: magnitudes to judge errors by where a tensor's own says little; see `verify`.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Case:
     config: dict[str, Any]
     inputs: Arrays
     outputs: Arrays
+    scales: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> Case:
@@ -62,6 +64,9 @@ class Case:
         tensors = Tensors(folder / "io.safetensors")
         inputs = {n[3:]: tensors[n] for n in tensors if n.startswith("in/")}
         outputs = {n[4:]: tensors[n] for n in tensors if n.startswith("out/")}
+        for further in sorted(folder.glob("io_*.safetensors")):
+            variant, extra = further.stem.removeprefix("io_"), Tensors(further)
+            outputs |= {f"{variant}/{n[4:]}": extra[n] for n in extra if n.startswith("out/")}
         if not outputs:
             raise CaseError(f"{folder}/io.safetensors holds no out/ tensor: there is nothing to compare.")
         return cls(folder, kind, config, inputs, outputs)
@@ -94,28 +99,59 @@ class Case:
         """The two-way map of names."""
         return key_map(*self.architecture)
 
-    def model(self) -> Any:
-        """Our model with the stored weights, which must fit it exactly."""
+    @functools.cached_property
+    def parameters(self) -> dict[str, jax.Array]:
+        """The stored weights, which must fit the model exactly, as our parameters by path."""
         cfg, naming = self.architecture
-        params = load(self.folder / "weights.safetensors", cfg, naming, keys=self.keys)
-        return module(cfg, params, EXACT)
+        weights = self.folder / "weights.safetensors"
+        return parameters(load(weights, cfg, naming, keys=self.keys))
 
-    def gradients(self, gradient: nnx.State, prefix: str = "grad", norm: str = "grad_norm") -> Arrays:
-        """A gradient of the whole model under official names, whole and as norms."""
-        return official_gradients(self.keys, flatten(gradient), prefix, norm)
+    @functools.cached_property
+    def definition(self) -> Definition:
+        """Our model in float32, without arrays."""
+        return definition(self.architecture[0], EXACT)
+
+    def model(self) -> Any:
+        """Our model with the stored weights."""
+        return self.definition.merge(self.parameters)
+
+    def run(self, function: Callable[..., Mapping[str, jax.Array]]) -> Arrays:
+        """Compiles and calls ``function(model)``; the result as numpy arrays."""
+        return self.compiled(function)()
+
+    def compiled(self, function: Callable[..., Mapping[str, jax.Array]]) -> Callable[..., Arrays]:
+        """``function(model, *arguments)`` as a compiled function of the arguments."""
+        jitted = jit(lambda params, *rest: function(self.definition.merge(params), *rest))
+        return lambda *rest: jax.tree.map(np.asarray, jitted(self.parameters, *rest))
+
+    def differentiate(
+        self, function: Callable[[Any], tuple[jax.Array, Any]]
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """Compiles ``function(model) -> (scalar, others)`` with its gradient.
+
+        Returns:
+            The pair of (scalar, others), and the gradient of the scalar by parameter path.
+        """
+        objective = lambda params: function(self.definition.merge(params))
+        result = jit(jax.value_and_grad(objective, has_aux=True))(self.parameters)
+        return jax.tree.map(np.asarray, result)
+
+    def gradients(self, gradient: Mapping[str, np.ndarray], prefix: str = "grad") -> Arrays:
+        """Our gradient by path -> ``grad/NAME`` and ``grad_norm/NAME`` of every official tensor."""
+        result: Arrays = {}
+        for name in self.keys.entries:
+            tensor = self.keys.to_official(gradient, name)
+            result[f"{prefix}/{name}"] = tensor
+            result[f"{prefix}_norm/{name}"] = np.sqrt(np.sum(np.square(tensor, dtype=np.float64)))
+        return result
 
 
-def official_gradients(keys: KeyMap, flat: Mapping[str, Any], prefix: str, norm: str) -> Arrays:
-    """Our gradients by path -> ``prefix/NAME`` and ``norm/NAME`` of every official tensor."""
-    host = {path: np.asarray(leaf) for path, leaf in flat.items()}
-    result: Arrays = {}
-    for name in keys.entries:
-        gradient = keys.to_official(host, name)
-        result[f"{prefix}/{name}"] = gradient
-        result[f"{norm}/{name}"] = np.sqrt(np.sum(np.square(gradient, dtype=np.float64)))
-    return result
+def jit(function: Callable) -> Callable:
+    """`jax.jit`; on a CPU with the least optimisation, as each function is called once or twice."""
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
 
 
-def numpy(tree: Mapping[str, Any]) -> Arrays:
-    """Device arrays to numpy."""
-    return {name: np.asarray(x) for name, x in tree.items()}
+def parameters(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Nested numpy parameters -> device arrays by path."""
+    return {path: jnp.asarray(leaf) for path, leaf in flatten(tree).items()}

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvl_jax.checkpoint.tree import flatten, like, some, unflatten
-from internvl_jax.convert.key_maps import MODULES, KeyMap, ModelConfig, key_map
+from internvl_jax.convert.key_maps import KeyMap, ModelConfig, definition, key_map, some
 from internvl_jax.convert.names import Shape
 from internvl_jax.models.compute import Compute
+from internvl_jax.models.definition import flatten, unflatten
 
 # Buffers that old LLaMA files carry and nothing reads: the rotary frequencies are computed.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")
@@ -190,12 +190,10 @@ def module(cfg: ModelConfig, params: Mapping[str, Any], compute: Compute) -> nnx
         params: nested dict as of `load`; leaves it lacks are filled with zeros.
         compute: dtype and rematerialisation.
     """
-    cls = MODULES[type(cfg)]
-    model = nnx.eval_shape(lambda: cls(cfg, compute, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    given = flatten(dict(params))
-    leaves = {
-        path: jnp.asarray(given[path]) if path in given else jnp.zeros(leaf.shape, leaf.dtype)
-        for path, leaf in flatten(state).items()
-    }
-    return nnx.merge(graph, like(state, leaves))
+    empty = definition(cfg, compute)
+    given = flatten(params)
+    leaves = {}
+    for path, variable in empty.variables.items():
+        leaf = variable.get_value()
+        leaves[path] = jnp.asarray(given[path]) if path in given else jnp.zeros(leaf.shape, leaf.dtype)
+    return empty.merge(leaves)

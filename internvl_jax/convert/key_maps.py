@@ -8,14 +8,13 @@ tensor with the slice of our leaf that holds it. Shapes come from the abstract m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from internvl_jax.checkpoint.tree import flatten, some
 from internvl_jax.convert.names import (
     HEADS,
     LLAMA,
@@ -36,6 +35,7 @@ from internvl_jax.convert.names import (
     Transform,
 )
 from internvl_jax.models.compute import Compute
+from internvl_jax.models.definition import Definition
 from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.internvl import InternVL, InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
@@ -132,6 +132,22 @@ def _llama(cfg: LlamaConfig, ours: str, official: str, style: str = "hf") -> Com
     return Component(ours, official, LLAMA, LLAMA_LAYER, "model.layers.{}.", cfg.period, whole)
 
 
+def mlp(ours: str, official: str) -> Component:
+    """A two-layer projector."""
+    return Component(ours, official, MLP2X)
+
+
+def tower(cfg: ChatConfig, official: str) -> list[Component]:
+    """The vision side of a dialogue model before its projectors, as LLaVA-style files name it."""
+    if cfg.qllama is None:
+        return [_vit("vision/", official)]
+    return [
+        _vit("vision/", f"{official}vision_model."),
+        _llama(cfg.qllama, "qllama/", f"{official}qllama."),
+        Component("", official, HEADS),
+    ]
+
+
 def components(cfg: ModelConfig, naming: str) -> list[Component]:
     """The modules of a model under one of the official namings.
 
@@ -144,7 +160,6 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
     Raises:
         ValueError: for a naming this kind of model does not have.
     """
-    tower = "model.vision_tower.vision_tower."
     match cfg, naming:
         case VitConfig(), "hf" | "plain" | "native":
             return [_vit("", "", naming)]
@@ -156,31 +171,21 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
                 _llama(cfg.qllama, "qllama/", "qllama."),
                 Component("clip_projector/", "clip_projector.", POOL),
                 Component("clip_projector2/", "clip_projector2.", POOL),
-                Component("", "", HEADS),
+                Component("", "", HEADS, nameless=("logit_bias",)),
             ]
         case InternVLConfig(queries=0), "plain":
             return [
                 _vit("vision/", "", "plain"),
                 _llama(cfg.qllama, "qllama/", "", "plain"),
                 Component("clip_projector/", "clip_projector.", POOL),
-                Component("", "", HEADS),
+                Component("", "", HEADS, nameless=("logit_bias",)),
             ]
-        case ChatConfig(qllama=None, projector="mlp2x_gelu"), "llava":
-            return [
-                _vit("vision/", tower),
-                Component("projector/", "model.mm_projector.", MLP2X),
-                _llama(cfg.llm, "llm/", ""),
-            ]
-        case ChatConfig(projector="mlp2x_gelu" | "none", qllama=LlamaConfig() as qllama), "llava":
-            two = cfg.projector == "mlp2x_gelu"
-            return [
-                _vit("vision/", f"{tower}vision_model."),
-                _llama(qllama, "qllama/", f"{tower}qllama."),
-                Component("projector/", "model.mm_projector.mlp1.", MLP2X),
-                Component("query_projector/", f"model.mm_projector.{'mlp2.' * two}", MLP2X),
-                _llama(cfg.llm, "llm/", ""),
-                Component("", tower, HEADS),
-            ]
+        case ChatConfig(projector="mlp2x_gelu" | "none"), "llava":
+            parts = [*tower(cfg, "model.vision_tower.vision_tower."), _llama(cfg.llm, "llm/", "")]
+            glue = "model.mm_projector."
+            if cfg.qllama is None or cfg.projector == "none":
+                return [*parts, mlp("projector/", glue), mlp("query_projector/", glue)]
+            return [*parts, mlp("projector/", f"{glue}mlp1."), mlp("query_projector/", f"{glue}mlp2.")]
         case ChatConfig(qllama=None, projector="mlp1"), "remote":
             return [
                 _vit("vision/", "vision_model."),
@@ -190,11 +195,10 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
     raise ValueError(f"The naming {naming!r} does not exist for this kind of {type(cfg).__name__}.")
 
 
-def abstract(cfg: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Our parameters by path, as shapes only."""
+def definition(cfg: ModelConfig, compute: Compute) -> Definition:
+    """The model of a config, without its arrays."""
     module = MODULES[type(cfg)]
-    model = nnx.eval_shape(lambda: module(cfg, Compute(), rngs=nnx.Rngs(0)))
-    return flatten(nnx.state(model, nnx.Param))
+    return Definition.of(lambda rngs: module(cfg, compute, rngs=rngs), lambda path: True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +220,7 @@ class KeyMap:
     def to_official(self, params: Mapping[str, Any], name: str) -> np.ndarray:
         """One official tensor out of our flat parameters (also right for their gradients)."""
         entry = self.entries[name]
-        return np.ascontiguousarray(entry.how.to_official(np.asarray(params[entry.path])[entry.at]))
+        return np.array(entry.how.to_official(np.asarray(params[entry.path])[entry.at]), order="C")
 
     def to_ours(self, leaf: np.ndarray, name: str, tensor: np.ndarray) -> None:
         """Writes one official tensor into its place in our leaf."""
@@ -235,29 +239,36 @@ def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None)
     Raises:
         ValueError: if the naming lacks a name for one of our leaves.
     """
-    whole_model = parts is None
+    partial = parts is not None
     parts = components(cfg, naming) if parts is None else parts
-    ours = abstract(cfg)
+    variables = definition(cfg, Compute()).variables
+    ours = {path: variable.get_value() for path, variable in variables.items()}
     entries: dict[str, Entry] = {}
     shapes: dict[str, Shape] = {}
     nameless, unknown = [], []
     for path, leaf in ours.items():
         owners = [c for c in parts if path.startswith(c.ours)]
         owner = max(owners, key=lambda c: len(c.ours), default=None)
-        if owner is None or path.removeprefix(owner.ours) in owner.nameless:
-            (unknown if owner is None and whole_model else nameless).append(path)
-            continue
         try:
-            found = list(owner.entries(path, leaf.shape))
+            found = list(owner.entries(path, leaf.shape)) if owner else []
         except KeyError:
-            unknown.append(path)
-            continue
+            found = []
+        if not found:
+            spared = owner is not None and path.removeprefix(owner.ours) in owner.nameless
+            (nameless if spared or partial else unknown).append(path)
         for entry in found:
             entries[entry.name] = entry
             shapes[entry.name] = entry.how.shape(_shape_at(leaf.shape, entry.at))
     if unknown:
         raise ValueError(f"The naming {naming!r} has no official name for {some(unknown)}.")
     return KeyMap(ours, entries, shapes, tuple(nameless))
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """The first few names, for a sentence."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _shape_at(shape: Shape, at: tuple[Any, ...]) -> Shape:

@@ -6,9 +6,9 @@ import re
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
-from internvl_jax.convert.case import Arrays, Case, numpy
+from internvl_jax.convert.case import Arrays, Case
 from internvl_jax.models.intern_vit import InternViT
 from internvl_jax.nn.embed import resize_positions
 
@@ -17,31 +17,37 @@ TAP = re.compile(r"layer(\d+)\.")
 
 def internvit(case: Case) -> Arrays:
     """Embeddings, hidden states, what happens inside layers, and gradients."""
-    model = case.model()
     images = case.images()
-    embedded = model.embed(images)
-    out = model(images, hidden=True)
-    hidden = jnp.concatenate([embedded[None], out.hidden])
-    result = {
-        "embeddings": embedded,
-        "hidden_states": hidden,
-        "last_hidden_state": out.tokens,
-        "pooler_output": out.tokens[:, 0],
-    }
-    for layer in sorted({int(m[1]) for m in map(TAP.match, case.outputs) if m}):
-        if layer < model.cfg.depth:
-            result |= {f"layer{layer}.{k}": v for k, v in inside(model, layer, hidden[layer]).items()}
+    depth = case.architecture[0].depth
+    taps = sorted({int(m[1]) for m in map(TAP.match, case.outputs) if m})
 
+    def forward(model: InternViT) -> dict[str, jax.Array]:
+        embedded = model.embed(images)
+        out = model(images, hidden=True)
+        hidden = jnp.concatenate([embedded[None], out.hidden])
+        result = {
+            "embeddings": embedded,
+            "hidden_states": hidden,
+            "last_hidden_state": out.tokens,
+            "pooler_output": out.tokens[:, 0],
+        }
+        for i in (i for i in taps if i < depth):
+            result |= {f"layer{i}.{name}": x for name, x in inside(model, i, hidden[i]).items()}
+        return result
+
+    result = case.run(forward)
     if "cotangent" not in case.inputs:
-        return numpy(result)
-    cotangent = jnp.asarray(case.input("cotangent"))
-    graph, params = nnx.split(model)
+        return result
+    cotangent = case.input("cotangent")
 
-    def objective(params: nnx.State) -> jax.Array:
-        return jnp.sum(nnx.merge(graph, params)(images).tokens * cotangent)
+    def objective(model: InternViT) -> tuple[jax.Array, None]:
+        return jnp.sum(model(images).tokens * cotangent), None
 
-    result["grad_loss"], gradient = jax.value_and_grad(objective)(params)
-    return numpy(result) | case.gradients(gradient)
+    (result["grad_loss"], _), gradient = case.differentiate(objective)
+    # A signed sum of many terms: rounding is proportional to them, not to what they leave.
+    terms = result["last_hidden_state"].astype(np.float64) * cotangent
+    case.scales["grad_loss"] = float(np.sqrt(np.sum(terms**2)))
+    return result | case.gradients(gradient)
 
 
 def inside(model: InternViT, index: int, x: jax.Array) -> dict[str, jax.Array]:
@@ -62,25 +68,22 @@ def inside(model: InternViT, index: int, x: jax.Array) -> dict[str, jax.Array]:
         result["attn.k_norm_out"] = attn.k_norm(k).reshape(flat)
     x = x + block.ls1[...] * result["attn"]
     normed = block.norm2(x)
-    return result | {
-        "norm2": normed,
-        "mlp.act": block.mlp.hidden(normed),
-        "mlp": block.mlp(normed),
-        "output": x + block.ls2[...] * block.mlp(normed),
-    }
+    result |= {"norm2": normed, "mlp.act": block.mlp.hidden(normed), "mlp": block.mlp(normed)}
+    return result | {"output": x + block.ls2[...] * result["mlp"]}
 
 
 def internvit_interp(case: Case) -> Arrays:
     """The tower at other sizes than its table's, square or not."""
-    model = case.model()
-    result = {}
-    for name in case.inputs:
-        size, _, what = name.rpartition(".")
-        if what != "pixel_values":
-            continue
-        images = case.images(name)
-        grid = tuple(n // model.cfg.patch_size for n in images.shape[1:3])
-        result[f"{size}.position_embedding"] = resize_positions(model.pos[...], grid)[None]
-        result[f"{size}.embeddings"] = model.embed(images)
-        result[f"{size}.last_hidden_state"] = model(images).tokens
-    return numpy(result)
+    sizes = [n.removesuffix(".pixel_values") for n in case.inputs if n.endswith(".pixel_values")]
+
+    def forward(model: InternViT) -> dict[str, jax.Array]:
+        result = {}
+        for size in sizes:
+            images = case.images(f"{size}.pixel_values")
+            grid = tuple(n // model.cfg.patch_size for n in images.shape[1:3])
+            result[f"{size}.position_embedding"] = resize_positions(model.pos[...], grid)[None]
+            result[f"{size}.embeddings"] = model.embed(images)
+            result[f"{size}.last_hidden_state"] = model(images).tokens
+        return result
+
+    return case.run(forward)
