@@ -51,7 +51,7 @@ def build(
     folder = datasets.folder_of(name, data_dir)
     if not (folder / datasets.PICTURES_FILE).is_file():
         # The table of pictures is written last: without it the folder is unfinished.
-        for left_over in folder.parent.glob(f"{folder.name}*"):
+        for left_over in folder.parent.glob(f"*{folder.name}"):
             shutil.rmtree(left_over)
         _emoji(data_dir, folder, report) if name == "emoji" else _shapes(data_dir, folder)
     model = datasets.tokenizer_of(name, data_dir)

@@ -66,7 +66,9 @@ def test_an_unfinished_folder_is_built_again(tmp_path):
     folder = datasets.folder_of("shapes", tmp_path)
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{")
+    (folder.parent / f"incomplete.ABC_{folder.name}").mkdir()
     build.build("shapes", tmp_path, vocab_size=600, report=lambda line: None)
+    assert list(folder.parent.iterdir()) == [folder]
     assert len(datasets.read_folder("shapes", folder).pictures) == 144
 
 
