@@ -101,11 +101,12 @@ def initialize(
     origin: Literal["handoff", "weights", "scratch"] = "scratch"
     arrays: dict[str, Any] = {}
     report = None
-    if handoff is not None or weights is not None:
-        origin = "handoff" if handoff is not None else "weights"
-        if handoff is not None and weights is not None:
+    transfer = handoff or weights
+    if transfer is not None:
+        origin = "handoff" if handoff else "weights"
+        if handoff and weights:
             log.info("both a handoff and weights are given: the handoff is used.")
-        arrays, report = load(targets, handoff if handoff is not None else weights)
+        arrays, report = load(targets, transfer)
         log.info(report.table())
     arrays |= scratch([path for path in targets if path not in arrays])
     return Start(assemble(trees.like(abstract_params, arrays)), 0, {}, origin, report)

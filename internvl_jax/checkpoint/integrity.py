@@ -101,8 +101,10 @@ _stack = jax.jit(lambda *rows: jnp.stack(rows))
 
 def _mesh_of(x: jax.Array) -> contextlib.AbstractContextManager[Any]:
     """Leave whatever mesh the caller has set: an array brings its own."""
-    named = isinstance(x.sharding, NamedSharding)
-    return jax.set_mesh(x.sharding.mesh) if named else contextlib.nullcontext()
+    place = x.sharding
+    return (
+        jax.set_mesh(place.mesh) if isinstance(place, NamedSharding) else contextlib.nullcontext()
+    )
 
 
 def _device_sums(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
@@ -165,7 +167,7 @@ def _replicas(x: jax.Array) -> int:
 
 
 def _check(path: str, x: jax.Array | np.ndarray) -> None:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         raise TypeError(f"leaf {path} is a PRNG key array; store jax.random.key_data of it.")
     if np.dtype(x.dtype).itemsize > 4 or np.dtype(x.dtype).kind not in "biufV":
         raise TypeError(
@@ -217,8 +219,9 @@ def fingerprints(flat: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
     on_device = {p: x for p, x in flat.items() if isinstance(x, jax.Array) and x.size}
     sums = _device_sums(on_device)
     if on_device and jax.process_count() > 1:
-        parts = multihost_utils.process_allgather(np.stack(list(sums.values())))
-        sums = dict(zip(sums, np.sum(np.asarray(parts), axis=0, dtype=np.uint32), strict=True))
+        parts = np.asarray(multihost_utils.process_allgather(np.stack(list(sums.values()))))
+        totals = np.add.reduce(parts, axis=0, dtype=np.uint32)
+        sums = {path: totals[row] for row, path in enumerate(sums)}
     found = {}
     for path in flat.keys() - on_device.keys():
         host = HostFingerprint()

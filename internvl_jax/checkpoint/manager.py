@@ -312,6 +312,7 @@ class Checkpoints:
         except CheckpointError as error:
             problem = error
         storage.agree(problem, f"reading {step_dir}")
+        assert meta is not None  # or agree has raised
         storage.compare(meta, wanted, step_dir, cast=cast)
         return storage.read_arrays(step_dir, meta, wanted), meta
 

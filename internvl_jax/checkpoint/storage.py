@@ -31,7 +31,6 @@ DIRECTORY = "checkpoints"
 COMMITTED = "commit_success.txt"
 _SMALLEST_CHUNK = 1 << 20  # bytes: below, reading a chunk costs more than its data
 _WINDOW = 4 << 30  # bytes read into host memory at a time
-_CACHE = 1 << 30  # bytes: chunks that several devices want are fetched once
 
 
 class CheckpointError(RuntimeError):
@@ -343,7 +342,7 @@ def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[st
     """
     base = str(epath.Path(step_dir) / "state") + "/"
     base = base if "://" in base else f"file://{base}"
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+    context = tensorstore.Context({"file_io_concurrency": {"limit": 128}})
     opened = {}
     for path, leaf in leaves.items():
         if not math.prod(leaf.shape):

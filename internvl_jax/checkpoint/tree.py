@@ -33,8 +33,7 @@ def path_of(keypath: tuple[Any, ...]) -> str:
         The path, components joined by ``/``.
     """
     names = [_name(key) for key in keypath]
-    last = keypath[-1] if keypath else None
-    if isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+    if keypath and keypath[-1] == jax.tree_util.GetAttrKey("value"):
         names = names[:-1]
     return "/".join(names)
 

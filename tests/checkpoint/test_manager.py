@@ -71,8 +71,10 @@ def test_arrays_may_be_donated_once_save_returns(tmp_path, mesh, state_on, shape
             state = bump(state)
         jax.block_until_ready(state)
         restored, _, step = checkpoints.restore(shapes(state))
-    assert step == 1
-    assert_same(jax.tree.map(lambda x: x + 20, restored), state)
+        assert step == 1
+        for _ in range(20):  # what was restored may be donated as well
+            restored = bump(restored)
+    assert_same(restored, state)
 
 
 def test_any_containers_readable_paths(tmp_path, mesh, assert_same):
