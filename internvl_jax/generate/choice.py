@@ -32,7 +32,7 @@ jax.tree_util.register_pytree_node(Settings, _flatten, _unflatten)
 
 
 def forbid_eos(
-    scores: Float[Array, "*rows V"], chosen: ArrayLike, settings: Settings
+    scores: Float[Array, "*rows V"], chosen: jax.Array, settings: Settings
 ) -> Float[Array, "*rows V"]:
     """EOS at -inf while fewer than `min_new_tokens` have been chosen; [..., V] -> [..., V]."""
     eos = jnp.arange(scores.shape[-1]) == settings.eos_id

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Int, Key, Shaped
 
+from internvl_jax.batch import IMAGE_TOKEN
 from internvl_jax.generate.cache import Start, started
 from internvl_jax.generate.decode import decode
 from internvl_jax.generate.settings import Settings
@@ -20,7 +21,7 @@ from internvl_jax.models.internvl import InternVL
 from internvl_jax.models.internvl_chat import InternVLChat
 from internvl_jax.models.qllama import causal_mask, positions_of, query_text_mask
 
-Array = jax.Array | np.ndarray
+Given = jax.Array | np.ndarray
 
 
 def left_pad(
@@ -54,9 +55,9 @@ def left_pad(
 
 def caption(
     model: InternVL,
-    images: Shaped[Array, "B S S 3"],
-    prompt_ids: Int[Array, "B T"],
-    prompt_mask: Bool[Array, "B T"],
+    images: Shaped[Given, "B S S 3"],
+    prompt_ids: Int[Given, "B T"],
+    prompt_mask: Bool[Given, "B T"],
     settings: Settings,
     key: Key[jax.Array, ""] | None = None,
 ) -> Int[jax.Array, "B new"]:
@@ -74,18 +75,18 @@ def caption(
         int32 [B, max_new_tokens] (see `Settings.bos_id`), padded after EOS.
 
     Raises:
-        ValueError: if a prompt is padded on the right or empty.
+        ValueError: if a prompt is not left-padded or empty, or holds an unknown id.
     """
-    check_left_padded(prompt_mask)
+    check(prompt_ids, prompt_mask, model.cfg.qllama.vocab_size)
     start = caption_start(model, images, prompt_ids, prompt_mask)
     return decode(model.qllama, start, settings, key).ids
 
 
 def chat(
     model: InternVLChat,
-    images: Shaped[Array, "B M S S 3"] | None,
-    text: Int[Array, "B T"],
-    text_mask: Bool[Array, "B T"],
+    images: Shaped[Given, "B M S S 3"] | None,
+    text: Int[Given, "B T"],
+    text_mask: Bool[Given, "B T"],
     settings: Settings,
     key: Key[jax.Array, ""] | None = None,
 ) -> Int[jax.Array, "B new"]:
@@ -103,17 +104,20 @@ def chat(
         int32 [B, max_new_tokens] (see `Settings.bos_id`), padded after EOS.
 
     Raises:
-        ValueError: if a prompt is padded on the right or empty.
+        ValueError: if a prompt is not left-padded or empty, holds an unknown id, or asks for other
+            images than are given.
     """
-    check_left_padded(text_mask)
+    check(text, text_mask, model.cfg.llm.vocab_size)
+    count, size = (0, 0) if images is None else (images.shape[1], images.shape[2])
+    check_images(text, count, model.cfg.visual_tokens(size))
     return decode(model.llm, chat_start(model, images, text, text_mask), settings, key).ids
 
 
 def caption_start(
     model: InternVL,
-    images: Shaped[Array, "B S S 3"],
-    ids: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
+    images: Shaped[Given, "B S S 3"],
+    ids: Int[Given, "B T"],
+    mask: Bool[Given, "B T"],
 ) -> Start:
     """Reads [queries][text], the queries looking at the image; arguments as in `caption`."""
     return _caption_start(*nnx.split(model), images, ids, mask)
@@ -121,27 +125,56 @@ def caption_start(
 
 def chat_start(
     model: InternVLChat,
-    images: Shaped[Array, "B M S S 3"] | None,
-    text: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
+    images: Shaped[Given, "B M S S 3"] | None,
+    text: Int[Given, "B T"],
+    mask: Bool[Given, "B T"],
 ) -> Start:
     """Reads text with visual tokens spliced in; arguments as in `chat`."""
     return _chat_start(*nnx.split(model), images, text, mask)
 
 
-def check_left_padded(mask: Bool[Array, "B T"]) -> None:
-    """Raises ValueError unless every row of bool [B, T] ends in a token, padding in front."""
-    mask = np.asarray(mask).astype(bool)
+def check(ids: Int[Given, "B T"], mask: Bool[Given, "B T"], vocabulary: int) -> None:
+    """Refuses prompts that cannot be continued.
+
+    Args:
+        ids: tokens and, in a chat, `IMAGE_TOKEN`s.
+        mask: True at tokens.
+        vocabulary: rows of the embedding.
+
+    Raises:
+        ValueError: if a row is not left-padded or empty, or an id has no embedding.
+    """
+    ids, mask = np.asarray(ids), np.asarray(mask).astype(bool)
     wrong = np.flatnonzero(~mask[:, -1] | np.any(mask[:, :-1] & ~mask[:, 1:], axis=1))
     if wrong.size:
         raise ValueError(
-            f"Prompt {wrong[0]} does not end in a token: new tokens are appended at the end of the "
-            "row, so pad prompts on the left (`left_pad`)."
+            f"Prompt {wrong[0]} is empty or not left-padded: new tokens are appended at the end of "
+            "its row, so padding must stand in front (`left_pad`)."
+        )
+    strange = ids[((ids < 0) | (ids >= vocabulary)) & (ids != IMAGE_TOKEN)]
+    if strange.size:
+        raise ValueError(
+            f"The prompts hold the id {strange[0]}, but the model embeds {vocabulary}: use its own "
+            "tokenizer."
+        )
+
+
+def check_images(text: Int[Given, "B T"], images: int, visual_tokens: int) -> None:
+    """Raises ValueError unless each row [B, T] asks for whole images, and for at most `images`."""
+    wanted = np.sum(np.asarray(text) == IMAGE_TOKEN, axis=1)
+    most = images * visual_tokens
+    wrong = np.flatnonzero((wanted > most) | (wanted % max(visual_tokens, 1) != 0))
+    if wrong.size:
+        raise ValueError(
+            f"Prompt {wrong[0]} has {wanted[wrong[0]]} image tokens for {images} image(s) of "
+            f"{visual_tokens}: expand every image placeholder to {visual_tokens}."
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _caption_start(graphdef: Any, state: Any, images: Array, ids: Array, mask: Array) -> Start:
+def _caption_start(
+    graphdef: Any, state: Any, images: jax.Array, ids: jax.Array, mask: jax.Array
+) -> Start:
     model = nnx.merge(graphdef, state)
     queries = model.query_inputs(ids.shape[0])
     Q = queries.shape[1]
@@ -154,7 +187,9 @@ def _caption_start(graphdef: Any, state: Any, images: Array, ids: Array, mask: A
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _chat_start(graphdef: Any, state: Any, images: Array | None, text: Array, mask: Array) -> Start:
+def _chat_start(
+    graphdef: Any, state: Any, images: jax.Array | None, text: jax.Array, mask: jax.Array
+) -> Start:
     model = nnx.merge(graphdef, state)
     if images is None:
         x = model.llm.embed(text)
@@ -166,5 +201,5 @@ def _chat_start(graphdef: Any, state: Any, images: Array | None, text: Array, ma
     return started(model.llm, out, mask)
 
 
-def _normalized(images: Array) -> Array:
+def _normalized(images: jax.Array) -> jax.Array:
     return normalize_images(images) if images.dtype == jnp.uint8 else images

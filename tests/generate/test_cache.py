@@ -109,5 +109,16 @@ def test_left_pad():
 @pytest.mark.parametrize("row", [[True, True, False], [True, False, True], [False, False, False]])
 def test_other_padding_is_refused(captioner: InternVL, row: list[bool]):
     mask = np.array([[True, True, True], row])
-    with pytest.raises(ValueError, match="Prompt 1 does not end in a token"):
+    with pytest.raises(ValueError, match="Prompt 1 is empty or not left-padded"):
         caption(captioner, images(2), np.ones((2, 3), np.int32), mask, ENDLESS)
+
+
+def test_what_does_not_fit_is_refused(captioner: InternVL, chatter: InternVLChat):
+    ids, mask = left_pad([[1, 4], [1, IMAGE_TOKEN]])
+    with pytest.raises(ValueError, match="Prompt 1 has 1 image tokens for 0 image"):
+        chat(chatter, None, ids, mask, ENDLESS)
+    with pytest.raises(ValueError, match=r"1 image tokens for 1 image\(s\) of 4"):
+        chat(chatter, np.zeros((2, 1, 56, 56, 3), np.uint8), ids, mask, ENDLESS)
+    ids[0, 1] = 29
+    with pytest.raises(ValueError, match="hold the id 29, but the model embeds 29"):
+        caption(captioner, images(2), np.abs(ids), mask, ENDLESS)
