@@ -1,20 +1,23 @@
-"""Every test sees eight CPU devices, float32 matmuls in full precision, and checked shapes."""
+"""Every test sees eight CPU devices, float32 products in full precision, and checked shapes."""
 
 from __future__ import annotations
 
 import os
-
-# Before the first import of jax: it reads these once.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        *(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f),
-        "--xla_force_host_platform_device_count=8",
-    ]
-)
-os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+# Before the first import of jax, which reads these once; processes that tests start inherit them.
+flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=8"])
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+# Nearly all the time goes into compiling, which a second run of the same test need not repeat.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Signatures are checked as they run: an int is a float to a reader, so it is to the checker.
 install_import_hook(
