@@ -93,7 +93,8 @@ def test_direction():
         for line, name in imports(path):
             top, _, rest = name.partition(".")
             target = rest.split(".")[0]
-            if top == "internvl_jax" and target not in MAY_IMPORT[room(path)] | {room(path)}:
+            allowed = MAY_IMPORT[room(path)] | {room(path), "__version__"}
+            if top == "internvl_jax" and target not in allowed:
                 wrong.append(f"{where(path, line)} {room(path)} imports {name}")
             if top in ("configs", "launch", "tests"):
                 wrong.append(f"{where(path, line)} imports {name}")
@@ -204,7 +205,7 @@ def test_help_is_cheap(door: str):
         "    with contextlib.redirect_stdout(sys.stderr):\n"
         f"        runpy.run_module({door!r}, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end:\n"
-        "    assert not end.code, end.code\n"
+        "    assert end.code in (None, 0, 1), end.code\n"  # absl leaves --help with 1
         "pass"
     )
     assert not loaded(code) & HEAVY
