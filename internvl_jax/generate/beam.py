@@ -84,8 +84,7 @@ def search(llm: Llama, start: Start, settings: Settings) -> tuple[jax.Array, jax
         (beams, make_cache(start, T - 1, copies=K)),
     )
     # Beams still open at the limit compete as they are; a finished example's do not.
-    length = beams.step + jnp.where(settings.count_seed, 1, 0)
-    scores = beams.log_p / length_divisor(length, settings)
+    scores = beams.log_p / length_divisor(T + settings.count_seed, settings)
     scores = jnp.where(beams.done[:, None], -jnp.inf, scores)
     best = _best(beams.closed, Hypotheses(beams.ids, jnp.full((B, K), T, jnp.int32), scores), 1)
     return best.ids[:, 0], best.lengths[:, 0], best.scores[:, 0]
@@ -109,7 +108,8 @@ def advance(beams: Beams, logits: jax.Array, settings: Settings) -> Beams:
     full = closed.scores[:, -1] > -jnp.inf
     if settings.early_stopping is not True:
         if settings.early_stopping == "never":
-            longest = length_divisor(settings.max_new_tokens, settings)
+            limit = settings.max_new_tokens + settings.count_seed
+            longest = length_divisor(limit, settings)
             divisor = jnp.where(settings.length_penalty > 0, longest, divisor)
         full &= closed.scores[:, -1] >= log_p[:, 0] / divisor
 

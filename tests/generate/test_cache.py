@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from internvl_jax.batch import IMAGE_TOKEN
 from internvl_jax.generate.decode import decode
@@ -14,6 +15,9 @@ from internvl_jax.generate.settings import Settings
 from internvl_jax.models.internvl import InternVL
 from internvl_jax.models.internvl_chat import InternVLChat
 from internvl_jax.models.qllama import causal_mask, positions_of, query_text_mask
+from internvl_jax.nn.param import axes_of
+from internvl_jax.sharding.mesh import MeshConfig, make_mesh
+from internvl_jax.sharding.rules import parameter_sharding
 
 ROWS = [[1, 5, 9, 12], [1, 7], [1, 3, 20]]
 T = 6
@@ -96,6 +100,27 @@ def test_front_door(captioner: InternVL, chatter: InternVLChat):
     assert answer.shape == (3, 1 + T) and np.all(np.asarray(answer)[:, 0] == 1)
     spaces = np.zeros((3, 1, 28, 28, 3), np.float32)  # an image that no token asks for
     np.testing.assert_array_equal(answer, chat(chatter, spaces, ids, mask, seeded))
+
+
+@pytest.mark.slow
+def test_a_mesh_finds_the_same(captioner: InternVL):
+    """Parameters split over fsdp and tensor, rows over fsdp."""
+    ids, mask = left_pad([*ROWS, [1, 4]])
+    pixels, settings = images(4), Settings(max_new_tokens=T, num_beams=3)
+    alone = caption(captioner, pixels, ids, mask, settings)
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2), jax.devices()[:4])
+    graphdef, state = nnx.split(captioner)
+
+    def place(variable: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        sharding = parameter_sharding("", value.shape, axes_of(variable), mesh)
+        return variable.replace(jax.device_put(value, sharding))
+
+    state = jax.tree.map(place, state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+    with jax.set_mesh(mesh):
+        got = caption(nnx.merge(graphdef, state), pixels, ids, mask, settings)
+    assert len(got.sharding.device_set) == 4
+    np.testing.assert_array_equal(got, alone)
 
 
 def test_left_pad():

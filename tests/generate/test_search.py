@@ -94,7 +94,7 @@ def walk(log_p, prompt: tuple[int, ...], s: Settings) -> tuple[list[int], float]
         if len(closed) == K:
             length = t + 1
             if s.early_stopping == "never" and s.length_penalty > 0:
-                length = s.max_new_tokens
+                length = s.max_new_tokens + s.count_seed
             best = candidates[0][0] / length**s.length_penalty
             done = s.early_stopping is True or min(closed)[0] >= best
         if done:
