@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _CHUNK = 1 << 22  # elements summed at a time on the host: bounds its memory
 
@@ -101,10 +101,9 @@ _stack = jax.jit(lambda *rows: jnp.stack(rows))
 
 def _mesh_of(x: jax.Array) -> contextlib.AbstractContextManager[Any]:
     """Leave whatever mesh the caller has set: an array brings its own."""
-    place = x.sharding
-    return (
-        jax.set_mesh(place.mesh) if isinstance(place, NamedSharding) else contextlib.nullcontext()
-    )
+    if isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh):
+        return jax.set_mesh(x.sharding.mesh)
+    return contextlib.nullcontext()
 
 
 def _device_sums(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -2,65 +2,126 @@
 
 from __future__ import annotations
 
+import collections
+import shutil
 import sys
 import time
-from collections.abc import Mapping
-from typing import TextIO
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_WINDOW = 60.0  # seconds over which the rate is measured
 
 
 class Progress:
-    """Step, rate, time left, and a few values; one moving line on a terminal, a line now and then in
-    a log file.
+    """Step, rate, time left, and a few values: one moving line on a terminal, else a line at times.
 
     Args:
         total: steps of the run.
         samples: examples per step.
         title: in front of the line.
         every: seconds between lines where the output is no terminal.
+        out: text stream to write to; stderr by default.
+        clock: seconds, ever growing.
     """
 
     def __init__(
-        self, total: int, samples: int, *, title: str = "", every: float = 15.0, out: TextIO | None = None
+        self,
+        total: int,
+        samples: int,
+        *,
+        title: str = "",
+        every: float = 15.0,
+        out: Any = None,
+        clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._samples, self._title, self._every = total, samples, title, every
+        self._total, self._samples, self._title = total, samples, title
         self._out = out or sys.stderr
         self._tty = self._out.isatty()
-        self._start: tuple[float, int] | None = None
-        self._shown = 0.0
+        self._between = 0.5 if self._tty else every
+        self._clock = clock
+        self._seen: collections.deque[tuple[float, int]] = collections.deque()
+        self._shown: float | None = None
         self._width = 0
+
+    def rate(self) -> float | None:
+        """Steps per second over the last minute, None while there is nothing to tell from.
+
+        The first call of `show` starts the clock: the step before it compiled.
+        """
+        if len(self._seen) < 2:
+            return None
+        (before, first), (now, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (now - before) if now > before and last > first else None
 
     def show(self, step: int, values: Mapping[str, float], *, force: bool = False) -> None:
         """Shows the state after `step` updates.
 
         Args:
             step: updates done.
-            values: what to show, name -> value, in order.
+            values: what to show, name -> value, in order: loss terms, MFU, stall. Names ending in
+                ``mfu`` or ``stall`` are shown as a percentage.
             force: print also where the last line is recent.
         """
-        now = time.monotonic()
-        if self._start is None:
-            self._start = (now, step)  # the first step compiles: rates start after it
-        if not (force or step >= self._total or now - self._shown >= (0.5 if self._tty else self._every)):
+        now = self._clock()
+        self._seen.append((now, step))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _WINDOW:
+            self._seen.popleft()
+        recent = self._shown is not None and now - self._shown < self._between
+        if recent and not force and step < self._total:
             return
         self._shown = now
-        seconds, done = now - self._start[0], step - self._start[1]
-        rate = done / seconds if done and seconds > 0 else 0.0
-        left = duration((self._total - step) / rate) if rate else "?"
-        parts = [f"{self._title} {step:,}/{self._total:,}".strip(), f"{rate:.2f} steps/s"]
-        parts += [f"{rate * self._samples:,.0f} samples/s", f"{left} left"]
-        parts += [f"{name} {value:.4g}" for name, value in values.items()]
-        line = "  ".join(parts)
-        if self._tty:
+        self._put(self.line(step, values))
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """The line without moving anything.
+
+        Args:
+            step: updates done.
+            values: what to show.
+
+        Returns:
+            For example ``stage 1  120/1,000 (12 %)  3.20 steps/s  …``.
+        """
+        percent = 100 * step // max(self._total, 1)
+        parts = [self._title] if self._title else []
+        parts.append(f"{step:,}/{self._total:,} ({percent} %)")
+        rate = self.rate()
+        if rate is not None:
+            pace = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s/step"
+            parts += [pace, f"{rate * self._samples:,.0f} samples/s"]
+            if step < self._total:
+                parts.append(f"{duration((self._total - step) / rate)} left")
+        for name, value in values.items():
+            share = name.split("/")[-1] in ("mfu", "stall")
+            parts.append(f"{name} {100 * value:.1f} %" if share else f"{name} {value:.4g}")
+        return "  ".join(parts)
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own, above the moving one.
+
+        Args:
+            text: what to say.
+        """
+        if self._tty and self._width:
+            self._out.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self._out.write(text + "\n")
+        self._out.flush()
+
+    def _put(self, line: str) -> None:
+        if not self._tty:
+            self._out.write(line + "\n")
+        else:
+            line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line would not move
             self._out.write("\r" + line.ljust(self._width))
             self._width = len(line)
-        else:
-            self._out.write(line + "\n")
         self._out.flush()
 
     def close(self) -> None:
         """Ends the moving line."""
         if self._tty and self._width:
             self._out.write("\n")
+            self._out.flush()
             self._width = 0
 
 
