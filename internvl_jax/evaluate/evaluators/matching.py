@@ -25,7 +25,8 @@ class Matching:
     The wrong names are drawn evenly and do not change (`data_pipelines.evaluation.mismatches`). A
     pair counts as right if its class has the larger logit; equal logits are wrong either way.
     Figures per language: ``itm_accuracy``, ``itm_match`` (accuracy on the right names),
-    ``itm_other`` (on the wrong ones), ``itm_chance`` and ``itm_n`` (pairs).
+    ``itm_other`` (on the wrong ones), ``itm_chance`` and ``itm_n`` (pairs); and over all languages
+    without the language's code.
 
     Attributes:
         gallery: pictures and candidates.
@@ -65,16 +66,22 @@ class Matching:
         """The figures, from what `logits` returns."""
         out: dict[str, float] = {}
         margin = logits[..., 1] - logits[..., 0]  # [n, languages, right or wrong name]
-        for i, language in enumerate(self.gallery.names):
-            match, other = float(np.mean(margin[:, i, 0] > 0)), float(np.mean(margin[:, i, 1] < 0))
+        scopes = {self.name: margin}
+        scopes |= {
+            f"{self.name}.{language}": margin[:, i : i + 1]
+            for i, language in enumerate(self.gallery.names)
+        }
+        for scope, margins in scopes.items():
+            match = float(np.mean(margins[..., 0] > 0))
+            other = float(np.mean(margins[..., 1] < 0))
             figures = {
                 "accuracy": (match + other) / 2,
                 "match": match,
                 "other": other,
                 "chance": 0.5,
-                "n": 2.0 * len(margin),
+                "n": float(margins.size),
             }
-            out |= {f"{self.name}.{language}.itm_{key}": v for key, v in figures.items()}
+            out |= {f"{scope}.itm_{key}": value for key, value in figures.items()}
         return out
 
 
