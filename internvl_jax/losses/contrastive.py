@@ -65,6 +65,9 @@ def softmax_loss(
     Returns:
         The scalar loss, equal on all shards, and the metrics `i2t_loss`, `t2i_loss`,
         `i2t_accuracy`, `t2i_accuracy` (rows whose best match in the global batch is right).
+
+    Raises:
+        ValueError: `chunk` is below 1.
     """
     image, text = unit(image), unit(text)
     scale = jnp.exp(log_scale.astype(jnp.float32))
@@ -131,6 +134,9 @@ def sigmoid_loss(
     Returns:
         The scalar loss (sum over texts, weighted over images), equal on all shards, and the
         metrics `i2t_accuracy` and `t2i_accuracy` as in `softmax_loss`.
+
+    Raises:
+        ValueError: `chunk` is below 1.
     """
     image, text = unit(image), unit(text)
     rows = jnp.exp(log_scale.astype(jnp.float32)) * image
@@ -197,12 +203,19 @@ class _Stream(NamedTuple):
 
 def _chunks(columns: Array, chunk: int) -> _Chunk:
     """Columns in pieces of at most `chunk`, on a leading axis; the last one padded with zeros."""
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} compares nothing: let it be at least 1 column of logits.")
     size, width = columns.shape
     count = -(-size // chunk)
     chunk = -(-size // count)  # as even as possible: 1,100 columns by 1,024 are two times 550
     padded = jnp.pad(columns, ((0, count * chunk - size), (0, 0)))
     index = jnp.arange(count * chunk, dtype=jnp.int32).reshape(count, chunk)
     return _Chunk(padded.reshape(count, chunk, width), index < size, index[:, 0])
+
+
+def _by_chunk(x: Array, pieces: _Chunk) -> Array:
+    """A vector over the columns [B], cut as they are: [n, c]."""
+    return jnp.pad(x, (0, pieces.keep.size - x.size)).reshape(pieces.keep.shape)
 
 
 def _flatten(pieces, size: int):
@@ -268,7 +281,6 @@ def _stream_backward(chunk: int, axes: Axes, residuals, cotangent: _Stream):
     rows, columns, row_max, column_max = residuals
     own = own_rows(rows.shape[0], axes)
     pieces = _chunks(columns, chunk)
-    by_chunk = lambda x: jnp.pad(x, (0, pieces.keep.size - x.size)).reshape(pieces.keep.shape)
     product = functools.partial(jnp.einsum, precision="highest")
 
     def step(d_rows: Array, inputs: tuple[_Chunk, Array, Array]) -> tuple[Array, Array]:
@@ -281,7 +293,7 @@ def _stream_backward(chunk: int, axes: Axes, residuals, cotangent: _Stream):
         return d_rows, product("bc,bE->cE", d_logits, rows)
 
     start = varying(jnp.zeros(rows.shape, jnp.float32), axes)
-    inputs = pieces, by_chunk(column_max), by_chunk(cotangent.column_sum)
+    inputs = pieces, _by_chunk(column_max, pieces), _by_chunk(cotangent.column_sum, pieces)
     d_rows, d_columns = lax.scan(step, start, inputs)
     return d_rows, d_columns.reshape(-1, columns.shape[1])[: columns.shape[0]]
 
@@ -312,7 +324,6 @@ def _merge_columns(stream: _Stream, axes: Axes) -> _Stream:
 def _mean_of_equal(own: Array, ids: Array, features: Array, chunk: int, axes: Axes) -> Array:
     """Mean of the features [B, E] whose id equals the row's own: [b, E]."""
     pieces = _chunks(features, chunk)
-    by_chunk = jnp.pad(ids, (0, (-ids.shape[0]) % pieces.keep.shape[0])).reshape(pieces.keep.shape)
 
     @jax.checkpoint  # or the equality matrix would be kept for the backward pass
     def step(carry: tuple[Array, Array], inputs: tuple[_Chunk, Array]) -> tuple[tuple, None]:
@@ -324,5 +335,5 @@ def _mean_of_equal(own: Array, ids: Array, features: Array, chunk: int, axes: Ax
 
     zeros = jnp.zeros((own.shape[0], features.shape[1]), jnp.float32)
     start = varying(zeros, axes), varying(zeros[:, :1], axes)
-    (sums, counts), _ = lax.scan(step, start, (pieces, by_chunk))
+    (sums, counts), _ = lax.scan(step, start, (pieces, _by_chunk(ids, pieces)))
     return sums / counts

@@ -112,8 +112,13 @@ def test_a_batch_of_one_costs_nothing():
     assert jax.jit(softmax_loss)(*features(1))[0] == 0
 
 
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="chunk=0"):
+        softmax_loss(*features(4), chunk=0)
+
+
 def test_a_small_loss_keeps_its_digits():
-    """With every pair right at scale 100, what is left lies below the rounding of the logits."""
+    """With every pair right, what is left lies near the rounding of the logits."""
     image = jnp.eye(8) + 0.1 * jax.random.normal(jax.random.key(0), (8, 8))
     args = image, image, jnp.float32(np.log(20))
     assert 0 < full_softmax(*args) < 1e-5
