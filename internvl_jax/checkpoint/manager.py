@@ -42,6 +42,13 @@ class _Retention:
         return [step in kept for step in steps]
 
 
+def _orbax_in_one_line(record: logging.LogRecord) -> bool:
+    """Orbax logs the same traceback from several threads; what went wrong is said by us."""
+    if "orbax" in record.pathname:
+        record.exc_info = record.exc_text = None
+    return True
+
+
 class Checkpoints:
     """Saves and restores the state of a run in ``<workdir>/checkpoints``.
 
@@ -91,6 +98,7 @@ class Checkpoints:
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add("state", ocp.args.PyTreeSave, storage.handler())
         registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+        logging.getLogger("absl").addFilter(_orbax_in_one_line)
         self._orbax = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -104,7 +112,7 @@ class Checkpoints:
             ),
             handler_registry=registry,
         )
-        for step in self.steps():
+        for step in self.steps() if best_metric else []:
             with contextlib.suppress(CheckpointError):  # restore will say so, if it gets there
                 self._score(step, storage.load_meta(self.directory / str(step)).metrics)
         self._committed = self.latest()
@@ -206,13 +214,16 @@ class Checkpoints:
         return True
 
     def _failed(self, step: int, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         self._report(
-            f"saving step {step} in {self.directory} failed ({reason}); the last step on disk is "
-            f"{self._committed}, the run goes on and the next save tries again."
+            f"saving step {step} in {self.directory} failed ({storage.brief(error)}); the last "
+            f"step on disk is {self._committed}, the run goes on and the next save tries again."
         )
         self._pending = None
         self._scores.pop(step, None)
+        half = self.directory / str(step)
+        with contextlib.suppress(Exception):  # what can't go now goes at the next start
+            if jax.process_index() == 0 and not (half / storage.COMMITTED).exists():
+                half.rmtree()
         self._orbax.reload()  # the directory is right, the manager's list is not
 
     def _report(self, sentence: str) -> None:
@@ -325,8 +336,9 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 target.parent.mkdir(parents=True, exist_ok=True)
+                # First: on an object store a directory exists once there is a file in it.
+                (target.parent / f"{target.name}.txt").write_text(reason + "\n")
                 source.rename(target)
-                (target / "reason.txt").write_text(reason + "\n")
         except Exception as error:
             self._report(f"{source} could not be moved to {target} ({error}).")
             target = source

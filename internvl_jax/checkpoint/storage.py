@@ -134,7 +134,9 @@ def load_meta(step_dir: epath.PathLike) -> Meta:
         content = document["content"]
         intact = document["sha256"] == _digest(content)
     except Exception as error:
-        raise CheckpointError(f"the meta file of {step_dir} can't be read ({error}).") from error
+        raise CheckpointError(
+            f"the meta file of {step_dir} can't be read ({brief(error)})."
+        ) from error
     if not intact:
         raise CheckpointError(f"the meta file of {step_dir} was altered after it was written.")
     leaves = {
@@ -247,8 +249,19 @@ def agree(problem: Exception | None, doing: str) -> None:
     if isinstance(problem, CheckpointError):
         raise problem
     if problem is not None:
-        text = " ".join(str(problem).split())[:300] or type(problem).__name__
-        raise CheckpointError(f"{doing} failed ({text}).") from problem
+        raise CheckpointError(f"{doing} failed ({brief(problem)}).") from problem
+
+
+def brief(error: Exception) -> str:
+    """An exception's text on one line, as part of a sentence.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        At most 500 characters without line breaks.
+    """
+    return " ".join(str(error).split())[:500].rstrip(".") or type(error).__name__
 
 
 def read_arrays(

@@ -66,7 +66,7 @@ def test_a_flipped_bit_of_an_array_is_caught(tmp_path, mesh, shapes, assert_same
     assert "step 2 is damaged" in sentence and str(workdir / "rejected" / "2-0") in sentence
     kept = workdir / "rejected" / "2-0"
     assert needle not in (kept / file.relative_to(step_dir)).read_bytes()
-    assert "bits changed" in (kept / "reason.txt").read_text()
+    assert "bits changed" in kept.with_name("2-0.txt").read_text()
     assert_same(restore(workdir, abstract)[0], states[2])
 
 
