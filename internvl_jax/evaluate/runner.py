@@ -2,12 +2,13 @@
 
 Every function takes the data settings, builds the galleries of held-out pictures at the model's
 image size, runs the evaluators and returns flat figures (``fluent.en.i2t_R@10``; whoever keeps
-several stages' figures puts the stage in front) and the examples, as plain values: texts, numbers
-and encoded pictures.
+several stages' figures puts the stage in front) and the examples, as values that JSON can hold:
+texts, numbers, and pictures as base64 of their PNG.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -218,10 +219,12 @@ def _galleries(config: DataConfig, split: str, lists: Sequence[str]) -> list[tup
 
 
 def _with_pictures(value: Any, dataset: Dataset) -> Any:
-    """Puts the encoded picture beside every record number, wherever it stands."""
+    """Puts the picture beside every record number, wherever it stands."""
     if isinstance(value, list):
         return [_with_pictures(item, dataset) for item in value]
     if isinstance(value, dict):
         out = {key: _with_pictures(item, dataset) for key, item in value.items()}
-        return out | {"image": dataset.pictures[out["record"]]} if "record" in out else out
+        if "record" in out:
+            out["image"] = base64.b64encode(dataset.pictures[out["record"]]).decode("ascii")
+        return out
     return value

@@ -104,7 +104,7 @@ class Captions:
             "name", "keyword" or "".
         """
         pictures, out = thin(self.gallery, self.limit), []
-        for i in spread(np.arange(len(pictures.images)), count):
+        for i in map(int, spread(np.arange(len(pictures.images)), count)):
             shown = []
             for language, texts in captions.items():
                 names, accepted = self._accepted(language)

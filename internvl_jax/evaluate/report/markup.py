@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import re
 from collections.abc import Iterable
@@ -56,18 +55,17 @@ def fragment(*children: Child) -> Markup:
     return Markup("".join(out))
 
 
-def picture(png: bytes, alt: str, size: int, class_: str | None = None) -> Markup:
+def picture(png: str, alt: str, size: int, class_: str | None = None) -> Markup:
     """A picture that is part of the page.
 
     Args:
-        png: the encoded picture.
+        png: base64 of the PNG.
         alt: what it shows.
         size: side on the page in CSS pixels.
         class_: of the element.
     """
-    data = base64.b64encode(png).decode("ascii")
     return element(
-        "img", src=f"data:image/png;base64,{data}", alt=alt, width=size, height=size, class_=class_
+        "img", src=f"data:image/png;base64,{png}", alt=alt, width=size, height=size, class_=class_
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html.parser
 import json
@@ -34,7 +35,7 @@ def made_up_figures(i2t: float = 0.25) -> dict[str, float]:
 
 
 def made_up_examples() -> dict:
-    png = open_dataset("shapes").pictures[0]
+    png = base64.b64encode(open_dataset("shapes").pictures[0]).decode("ascii")
     hostile = "<script>alert('x')</script>\x07"
     entry = {"language": "en", "rank": 1, "right": "cat"}
     arabic = {"language": "ar", "rank": 23, "right": "قطة"}
