@@ -85,14 +85,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
         if len(value) != len(args):
             raise ConfigError(f"{where} has {len(value)} entries, {len(args)} are needed.")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return tuple(
+            _convert(a, v, f"{where}[{i}]")
+            for i, (a, v) in enumerate(zip(args, value, strict=True))
+        )
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     raise ConfigError(f"{where} is {value!r}: a {getattr(hint, '__name__', hint)} is needed.")
 
@@ -141,7 +148,9 @@ def run(main: Callable[[Any, Any], int], define_flags: Callable[[Any], None] | N
     from absl import app, flags
     from ml_collections import config_flags
 
-    holder = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:argument].")
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Configuration file, FILE.py[:argument]."
+    )
     if define_flags is not None:
         define_flags(flags)
 
@@ -153,12 +162,18 @@ def run(main: Callable[[Any, Any], int], define_flags: Callable[[Any], None] | N
             print(f"The configuration has no setting {message}", file=sys.stderr)
             raise SystemExit(EXIT_CONFIG) from None
         except FileNotFoundError as error:
-            print(f"The configuration file {error.filename} does not exist: check --config.", file=sys.stderr)
+            print(
+                f"The configuration file {error.filename} does not exist: check --config.",
+                file=sys.stderr,
+            )
             raise SystemExit(EXIT_CONFIG) from None
 
     def body(argv: list[str]) -> int:
         if len(argv) > 1:
-            print(f"Unexpected argument {argv[1]!r}: settings are given as --config.name=value.", file=sys.stderr)
+            print(
+                f"Unexpected argument {argv[1]!r}: settings are given as --config.name=value.",
+                file=sys.stderr,
+            )
             return EXIT_CONFIG
         if holder.value is None:
             print("No configuration: give --config=configs/NAME.py[:argument].", file=sys.stderr)

@@ -20,10 +20,14 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, width: int, heads: int, out: int, *, rngs: nnx.Rngs):
         if width % heads:
-            raise ValueError(f"Attention pooling of width {width} does not split into {heads} heads.")
+            raise ValueError(
+                f"Attention pooling of width {width} does not split into {heads} heads."
+            )
         D, N, H, init = width, heads, width // heads, normal(0.02)
         axes = ("pool_heads", "head_dim")
-        self.norm_q, self.norm_k, self.norm_v = (LayerNorm(D, eps=1e-5, rngs=rngs) for _ in range(3))
+        self.norm_q, self.norm_k, self.norm_v = (
+            LayerNorm(D, eps=1e-5, rngs=rngs) for _ in range(3)
+        )
         self.q, self.k, self.v = (param(rngs, (D, N, H), ("embed", *axes), init) for _ in range(3))
         self.q_bias, self.k_bias, self.v_bias = (param(rngs, (N, H), axes, zeros) for _ in range(3))
         self.out = param(rngs, (N, H, out), (*axes, "contrastive"), init)

@@ -53,7 +53,9 @@ class VitConfig:
 
     def __post_init__(self):
         if self.width % self.heads:
-            raise ValueError(f"vision.width={self.width} is not a multiple of vision.heads={self.heads}.")
+            raise ValueError(
+                f"vision.width={self.width} is not a multiple of vision.heads={self.heads}."
+            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"vision.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}."

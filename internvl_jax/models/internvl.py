@@ -44,7 +44,9 @@ class InternVLConfig:
                 f"vision.width={self.vision.width}: the queries cross-attend to those tokens."
             )
         if not self.queries and self.qllama.vision_width:
-            raise ValueError("queries=0 builds no cross-attention: set qllama.vision_width=0 as well.")
+            raise ValueError(
+                "queries=0 builds no cross-attention: set qllama.vision_width=0 as well."
+            )
 
     def param_count(self) -> int:
         """Number of parameters."""

@@ -47,9 +47,13 @@ class ChatConfig:
         if (self.qllama is None) != (self.queries == 0):
             raise ValueError("qllama and queries go together: give both or neither.")
         if self.projector == "none" and self.qllama is None:
-            raise ValueError("projector='none' without QLLaMA would leave the language model blind.")
+            raise ValueError(
+                "projector='none' without QLLaMA would leave the language model blind."
+            )
         if not -self.vision.depth <= self.select_layer <= -1:
-            raise ValueError(f"select_layer={self.select_layer} lies outside -{self.vision.depth}..-1.")
+            raise ValueError(
+                f"select_layer={self.select_layer} lies outside -{self.vision.depth}..-1."
+            )
 
     def visual_tokens(self, image_size: int) -> int:
         """How many language-model positions one image takes."""

@@ -61,11 +61,15 @@ class LlamaConfig:
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}: set head_dim.")
+            raise ValueError(
+                f"width={self.width} is not a multiple of heads={self.heads}: set head_dim."
+            )
         if self.heads % self.K:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.K}.")
         if self.vision_width and not self.cross_frequency:
-            raise ValueError("vision_width is set but cross_frequency is 0: say how often layers cross-attend.")
+            raise ValueError(
+                "vision_width is set but cross_frequency is 0: say how often layers cross-attend."
+            )
 
     @property
     def K(self) -> int:
@@ -93,7 +97,9 @@ class LlamaConfig:
         head = D * self.vocab_size * (self.head and not self.tied_head)
         return self.depth * layer + self.cross_layers * cross + self.vocab_size * D + head + D
 
-    def flops(self, tokens: int, *, logits: int = 0, queries: int = 0, vision_tokens: int = 0) -> int:
+    def flops(
+        self, tokens: int, *, logits: int = 0, queries: int = 0, vision_tokens: int = 0
+    ) -> int:
         """Forward matrix-product FLOPs of one row (2 per multiply-add, full attention square).
 
         Args:
@@ -193,7 +199,9 @@ class Llama(nnx.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, T] -> [B, T, D] in the compute dtype."""
-        x = jnp.take(self.embedding[...], ids, axis=0).astype(self.compute.jnp_dtype)
+        # Whole on every device first: a lookup in a sharded table is worse than gathering it.
+        table = constrain(self.embedding[...].astype(self.compute.jnp_dtype), None, None)
+        x = jnp.take(table, ids, axis=0)
         if self.cfg.pad_id is not None:
             x = jnp.where((ids == self.cfg.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         return constrain(x, "batch", None, None)
@@ -204,7 +212,9 @@ class Llama(nnx.Module):
             return self.lm_head[...]
         if self.cfg.tied_head:
             return self.embedding[...].T
-        raise ValueError("This decoder was built without an output head (head=False): it has no logits.")
+        raise ValueError(
+            "This decoder was built without an output head (head=False): it has no logits."
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
@@ -261,5 +271,7 @@ class Llama(nnx.Module):
             rest = None if cache is None else (cache[0][whole * k :], cache[1][whole * k :])
             x, out = run(self.tail, x, rest)
             parts.append(out)
-        kv, layers = jax.tree.map(lambda *a: jnp.concatenate(a), *parts) if len(parts) > 1 else parts[0]
+        kv, layers = (
+            jax.tree.map(lambda *a: jnp.concatenate(a), *parts) if len(parts) > 1 else parts[0]
+        )
         return LlamaOutput(self.norm(x), kv, layers)

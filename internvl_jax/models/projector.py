@@ -26,7 +26,9 @@ def pixel_unshuffle(tokens: jax.Array, factor: int = 2, version: str = "v2") -> 
     B, P, D = tokens.shape
     side = round(P**0.5)
     if side * side != P or side % factor:
-        raise ValueError(f"{P} patch tokens are not a square grid that {factor}x{factor} squares tile.")
+        raise ValueError(
+            f"{P} patch tokens are not a square grid that {factor}x{factor} squares tile."
+        )
     if version not in ("v1", "v2"):
         raise ValueError(f"Unknown pixel-unshuffle version {version!r}: use 'v1' or 'v2'.")
     n = side // factor
@@ -45,7 +47,9 @@ class Mlp2xGelu(Mlp):
 class Mlp1(nnx.Module):
     """``mlp1``: pixel unshuffle, LayerNorm, linear, GELU, linear (InternVL 1.2 and later)."""
 
-    def __init__(self, width: int, out: int, *, version: str = "v2", factor: int = 2, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, out: int, *, version: str = "v2", factor: int = 2, rngs: nnx.Rngs
+    ):
         wide = width * factor**2
         self.version, self.factor = version, factor
         self.norm = LayerNorm(wide, eps=1e-5, rngs=rngs)

@@ -69,7 +69,9 @@ def resize_positions(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """
     source = round((table.shape[0] - 1) ** 0.5)
     if source * source != table.shape[0] - 1:
-        raise ValueError(f"A position table of {table.shape[0]} rows is not CLS plus a square grid.")
+        raise ValueError(
+            f"A position table of {table.shape[0]} rows is not CLS plus a square grid."
+        )
     if grid == (source, source):
         return table
     rows, columns = (jnp.asarray(bicubic_matrix(source, n)) for n in grid)

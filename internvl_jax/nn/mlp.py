@@ -54,7 +54,9 @@ class Mlp(nnx.Module):
 class SwiGlu(nnx.Module):
     """LLaMA's gated feed-forward: ``down(silu(gate x) * up x)``, no biases."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs, init: Initializer, out_init: Initializer):
+    def __init__(
+        self, width: int, hidden: int, *, rngs: nnx.Rngs, init: Initializer, out_init: Initializer
+    ):
         self.gate = param(rngs, (width, hidden), ("embed", "mlp"), init)
         self.up = param(rngs, (width, hidden), ("embed", "mlp"), init)
         self.down = param(rngs, (hidden, width), ("mlp", "embed"), out_init)

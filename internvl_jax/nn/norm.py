@@ -36,7 +36,9 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
         mean = jnp.sum(jnp.square(x32), self.reduce, keepdims=True) / self.count
-        return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * self.scale[...].astype(x.dtype)
+        return (x32 * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype) * self.scale[...].astype(
+            x.dtype
+        )
 
 
 class LayerNorm(nnx.Module):

@@ -36,7 +36,9 @@ def param(
         init: ``init(key, shape, dtype)``.
     """
     if len(axes) != len(shape):
-        raise ValueError(f"A parameter of shape {tuple(shape)} needs {len(shape)} axis names, got {tuple(axes)}.")
+        raise ValueError(
+            f"A parameter of shape {tuple(shape)} needs {len(shape)} axis names, got {tuple(axes)}."
+        )
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
 
 

@@ -46,5 +46,7 @@ def keep_tokens(x: jax.Array, keep: int, key: jax.Array, example: jax.Array) -> 
     """
     if not 0 < keep <= x.shape[1]:
         raise ValueError(f"Cannot keep {keep} of {x.shape[1]} tokens.")
-    order = jax.vmap(lambda k: jax.random.permutation(k, x.shape[1])[:keep])(example_keys(key, example))
+    order = jax.vmap(lambda k: jax.random.permutation(k, x.shape[1])[:keep])(
+        example_keys(key, example)
+    )
     return jnp.take_along_axis(x, order[..., None], axis=1)

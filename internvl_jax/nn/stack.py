@@ -27,7 +27,9 @@ def remat_policy(spec: str) -> Callable | None:
     names = [] if spec == "full" else spec.split(",")
     for name in names:
         if name not in REMAT_NAMES:
-            raise ValueError(f"Unknown activation {name!r} in remat={spec!r}: use none, full or {REMAT_NAMES}.")
+            raise ValueError(
+                f"Unknown activation {name!r} in remat={spec!r}: use none, full or {REMAT_NAMES}."
+            )
     return jax.checkpoint_policies.save_only_these_names(*names)
 
 
@@ -36,7 +38,9 @@ class Stack(nnx.Module):
 
     def __init__(self, make_layer: Callable[..., nnx.Module], depth: int, *, rngs: nnx.Rngs):
         self.depth = depth
-        self.layers = nnx.vmap(lambda r: make_layer(rngs=r), in_axes=0, out_axes=0)(rngs.split(depth))
+        self.layers = nnx.vmap(lambda r: make_layer(rngs=r), in_axes=0, out_axes=0)(
+            rngs.split(depth)
+        )
 
     def layer(self, index: int) -> nnx.Module:
         """One layer as a module of its own (a view for inspection and parity taps)."""
@@ -77,7 +81,9 @@ class Stack(nnx.Module):
             index, layer_state, extra = inputs
             layer_state = _prepare(layer_state, dtype, head_multiple)
             x, out = call(nnx.merge(graphdef, layer_state), x, extra)
-            tapped = tuple(jnp.where(index == t, x, old) for t, old in zip(taps, tapped, strict=True))
+            tapped = tuple(
+                jnp.where(index == t, x, old) for t, old in zip(taps, tapped, strict=True)
+            )
             return (x, tapped), out
 
         if remat != "none":

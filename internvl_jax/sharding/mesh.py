@@ -34,7 +34,9 @@ class MeshConfig:
         known = math.prod(s for s in sizes if s != -1)
         if -1 in sizes:
             if devices % known:
-                raise ValueError(f"{devices} devices do not divide by {known}, the product of the set mesh axes.")
+                raise ValueError(
+                    f"{devices} devices do not divide by {known}, the product of the set mesh axes."
+                )
             sizes[sizes.index(-1)] = devices // known
         elif known != devices:
             raise ValueError(
@@ -49,3 +51,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = config.sizes(len(devices))
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])

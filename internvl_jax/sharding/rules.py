@@ -25,7 +25,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 BATCH = ("replica", "fsdp")
-AT_REST: dict[str, str] = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
+AT_REST: dict[str, str] = {
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
 COMPUTE: dict[str, str | tuple[str, ...]] = {
     "batch": BATCH,
     "heads": "tensor",
@@ -75,7 +80,9 @@ def parameter_sharding(
     spec = _spec(axes, AT_REST)
     used = [name for name in spec if name is not None]
     if len(set(used)) < len(used):
-        raise ValueError(f"{path}: two of its axes {axes} map to the same mesh axis; change sharding.rules.")
+        raise ValueError(
+            f"{path}: two of its axes {axes} map to the same mesh axis; change sharding.rules."
+        )
     for size, logical, name in zip(shape, axes, spec, strict=True):
         if name is not None and size % mesh.shape[name]:
             raise ValueError(

@@ -7,15 +7,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from internvl_jax.losses.contrastive import contrastive_loss, sigmoid_loss
+from internvl_jax.losses.contrastive import sigmoid_loss, softmax_loss
 from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl import InternVL, InternVLConfig
 from internvl_jax.models.presets import internvl_c_13b_224
 from internvl_jax.sharding.rules import per_shard
-from internvl_jax.stages.stage import Batch, EmbeddingStage, Metrics, randomness, tokens
+from internvl_jax.stages.stage import Batch, EmbeddingStage, Metrics, randomness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,9 @@ class ContrastiveStage(EmbeddingStage):
         if self.objective not in ("softmax", "sigmoid"):
             raise ValueError(f"objective={self.objective!r}: use softmax or sigmoid.")
         if (self.objective == "sigmoid") != (self.model.logit_bias is not None):
-            raise ValueError("model.logit_bias belongs to objective='sigmoid': set both or neither.")
+            raise ValueError(
+                "model.logit_bias belongs to objective='sigmoid': set both or neither."
+            )
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep={self.keep} must lie in (0, 1].")
 
@@ -62,13 +63,12 @@ class ContrastiveStage(EmbeddingStage):
         """Patch tokens that a training image keeps, None for all."""
         return None if self.keep == 1 else max(1, round(self.keep * self.patches))
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.qllama.vocab_size
+
     def build(self, rngs: nnx.Rngs) -> InternVL:
         return InternVL(self.model, self.compute, rngs=rngs)
-
-    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        S = self.image_size
-        image = jax.ShapeDtypeStruct((batch, S, S, 3), np.uint8)
-        return {"image": image, **tokens(batch, self.text_length)}
 
     def embed(self, model: InternVL, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         random = randomness(batch, key)
@@ -86,13 +86,15 @@ class ContrastiveStage(EmbeddingStage):
         if self.objective == "sigmoid":
 
             def shard(rows, scale, bias, axes):
-                return sigmoid_loss(rows["image"], rows["text"], scale, bias, axes=axes, chunk=self.chunk)
+                return sigmoid_loss(
+                    rows["image"], rows["text"], scale, bias, axes=axes, chunk=self.chunk
+                )
 
             loss, metrics = per_shard(shard, embeddings, scale, model.logit_bias[...])
         else:
 
             def shard(rows, scale, axes):
-                return contrastive_loss(
+                return softmax_loss(
                     rows["image"],
                     rows["text"],
                     scale,

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
-import numpy as np
 from flax import nnx
 
 from internvl_jax.models.intern_vit import normalize_images
@@ -25,13 +24,11 @@ class FinetuneStage(Stage):
     Attributes:
         model: the dialogue model.
         trainable_paths: `TRAIN_MLP` first, then `TRAIN_MLP_AND_LLM`; the towers stay frozen.
-        image_slots: M, images per conversation.
         chunk: tokens whose logits exist at a time.
     """
 
     model: ChatConfig = ChatConfig()
     trainable_paths: tuple[str, ...] = TRAIN_MLP_AND_LLM
-    image_slots: int = 1
     chunk: int = 2048
 
     name: ClassVar[str] = "finetune"
@@ -44,17 +41,12 @@ class FinetuneStage(Stage):
                 f"{self.image_slots} image(s) at {self.image_size} px: make it longer."
             )
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.llm.vocab_size
+
     def build(self, rngs: nnx.Rngs) -> InternVLChat:
         return InternVLChat(self.model, self.compute, rngs=rngs)
-
-    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        S, T = self.image_size, self.text_length
-        return {
-            "image": jax.ShapeDtypeStruct((batch, self.image_slots, S, S, 3), np.uint8),
-            "text": jax.ShapeDtypeStruct((batch, T), np.int32),
-            "text_mask": jax.ShapeDtypeStruct((batch, T), np.bool_),
-            "labels": jax.ShapeDtypeStruct((batch, T), np.int32),
-        }
 
     def weight(self, batch: Batch) -> jax.Array:
         return label_count(batch["labels"])

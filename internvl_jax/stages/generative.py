@@ -18,13 +18,18 @@ import numpy as np
 from flax import nnx
 
 from internvl_jax.losses.captioning import chunked_next_token_loss
-from internvl_jax.losses.contrastive import contrastive_loss
+from internvl_jax.losses.contrastive import softmax_loss
 from internvl_jax.losses.matching import matching_loss, sample_hard_negatives
 from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl import InternVL, InternVLConfig, unit
 from internvl_jax.models.qllama import query_text_mask
 from internvl_jax.sharding.rules import constrain, per_shard
-from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness, tokens
+from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
+
+
+TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
+"""What stage 2 trains: 1.01 of 13.8 billion parameters."""
+TRAIN_ALL = ("",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +50,7 @@ class GenerativeStage(Stage):
     """
 
     model: InternVLConfig = InternVLConfig()
-    trainable_paths: tuple[str, ...] = (
-        "query_tokens",
-        ".*/cross/",
-        "clip_projector2/",
-        "itm_",
-        "logit_scale",
-    )
+    trainable_paths: tuple[str, ...] = TRAIN_QUERIES
     variant: str = "pretrain"
     hard_negatives: bool = False
     label_smoothing: float = 0.0
@@ -68,17 +67,12 @@ class GenerativeStage(Stage):
         if not self.model.queries:
             raise ValueError("The generative stage needs queries: set model.queries above 0.")
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.qllama.vocab_size
+
     def build(self, rngs: nnx.Rngs) -> InternVL:
         return InternVL(self.model, self.compute, rngs=rngs)
-
-    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        S, T = self.image_size, self.text_length
-        spec = {"image": jax.ShapeDtypeStruct((batch, S, S, 3), np.uint8)}
-        for name in ("positive", "negative", "summarize", "text"):
-            spec.update(tokens(batch, T, name))
-        spec["labels"] = jax.ShapeDtypeStruct((batch, T), np.int32)
-        spec["image_id"] = jax.ShapeDtypeStruct((batch,), np.int32)
-        return spec
 
     def lr_scale(self, path: str, shape: tuple[int, ...]) -> float | np.ndarray:
         return super().lr_scale(path, shape) * self._decay(path)
@@ -105,7 +99,9 @@ class GenerativeStage(Stage):
         # The released layer count is depth + 2, and the factor decay^(count - 1 - id).
         return self.layer_decay ** (last - ids).astype(np.float64)
 
-    def loss(self, model: InternVL, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    def loss(
+        self, model: InternVL, batch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
         return self.grouped_loss(model, batch, key, groups=1)
 
     def grouped_loss(
@@ -142,23 +138,24 @@ class GenerativeStage(Stage):
         itm, itc, itg = (hidden[:, i] for i in range(3))
 
         logits = jnp.mean(model.match_logits(itm[:, :Q]), axis=1)
-        valid = _not_empty(itm_mask, self.empty_caption)
-        loss_itm, itm_metrics = matching_loss(logits, match.astype(jnp.int32), valid=valid, groups=groups)
+        weights = _row_weights(_not_empty(itm_mask, self.empty_caption), groups)
+        loss_itm, itm_metrics = matching_loss(logits, match.astype(jnp.int32), weights=weights)
 
         embeddings = {
             "image": model.clip_projector2(itc[:, :Q]),
             "text": model.project_text(itc[:, Q:], batch["summarize_mask"]),
-            "valid": _not_empty(batch["summarize_mask"], self.empty_summary),
+            "weights": _row_weights(
+                _not_empty(batch["summarize_mask"], self.empty_summary), groups
+            ),
         }
         scale = model.logit_scale[...]
 
         def shard(rows, scale, axes):
-            return contrastive_loss(
+            return softmax_loss(
                 rows["image"],
                 rows["text"],
                 scale,
-                valid=rows["valid"],
-                groups=groups,
+                weights=rows["weights"],
                 axes=axes,
                 chunk=self.chunk,
                 label_smoothing=self.label_smoothing,
@@ -198,15 +195,17 @@ class GenerativeStage(Stage):
         logits = jnp.mean(model.match_logits(hidden[:, :2, :Q].reshape(2 * B, Q, -1)), axis=1)
         match = jnp.tile(jnp.array([0, 1], jnp.int32), B)
         masks = jnp.stack([batch["negative_mask"], batch["positive_mask"]], axis=1)
-        valid = _not_empty(masks.reshape(2 * B, -1), self.empty_caption)
-        loss_itm, itm_metrics = matching_loss(logits, match, valid=valid, groups=groups)
+        weights = _row_weights(_not_empty(masks.reshape(2 * B, -1), self.empty_caption), groups)
+        loss_itm, itm_metrics = matching_loss(logits, match, weights=weights)
 
         itc = hidden[:, 2]
         embeddings = {
             "image": model.clip_projector2(itc[:, :Q]),
             "backbone": model.clip_projector(vision),
             "text": model.project_text(itc[:, Q:], batch["summarize_mask"]),
-            "valid": _not_empty(batch["summarize_mask"], self.empty_summary),
+            "weights": _row_weights(
+                _not_empty(batch["summarize_mask"], self.empty_summary), groups
+            ),
             "ids": batch["image_id"],
         }
         scale = model.logit_scale[...]
@@ -214,13 +213,12 @@ class GenerativeStage(Stage):
         def shard(rows, scale, axes):
             losses, metrics = zip(
                 *(
-                    contrastive_loss(
+                    softmax_loss(
                         rows[name],
                         rows["text"],
                         scale,
-                        valid=rows["valid"],
-                        image_ids=rows["ids"],
-                        groups=groups,
+                        weights=rows["weights"],
+                        ids=rows["ids"],
                         axes=axes,
                         chunk=self.chunk,
                     )
@@ -260,9 +258,10 @@ class GenerativeStage(Stage):
         similarity = jnp.exp(model.logit_scale[...]) * image @ text.T
         similarity = jax.lax.stop_gradient(constrain(similarity, "batch", None))
         index = sample_hard_negatives(similarity, batch["image_id"], jax.random.fold_in(key, 2**30))
+        found = (index >= 0)[:, None]  # else every other caption is right too: keep the loader's
         return {
-            "negative": batch["positive"][index],
-            "negative_mask": batch["positive_mask"][index],
+            "negative": jnp.where(found, batch["positive"][index], batch["negative"]),
+            "negative_mask": jnp.where(found, batch["positive_mask"][index], batch["negative_mask"]),
         }
 
     def flops(self) -> int:
@@ -283,3 +282,8 @@ def _not_empty(mask: jax.Array, empty: int | None) -> jax.Array:
         return jnp.ones(mask.shape[0], bool)
     return jnp.sum(mask.astype(jnp.int32), axis=1) != empty
 
+
+def _row_weights(keep: jax.Array, groups: int) -> jax.Array:
+    """Weights that sum to one: each group's mean over its kept rows, averaged over the groups."""
+    kept = keep.astype(jnp.float32).reshape(groups, -1)
+    return (kept / jnp.maximum(jnp.sum(kept, axis=1, keepdims=True), 1.0) / groups).reshape(-1)

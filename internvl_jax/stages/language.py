@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from internvl_jax.losses.captioning import chunked_next_token_loss
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.qllama import causal_mask
-from internvl_jax.stages.stage import Batch, Metrics, Stage, tokens
+from internvl_jax.stages.stage import Batch, Metrics, Stage
 
 
 class LanguageModel(nnx.Module):
@@ -41,12 +40,12 @@ class LanguageStage(Stage):
 
     name: ClassVar[str] = "language"
 
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
     def build(self, rngs: nnx.Rngs) -> LanguageModel:
         return LanguageModel(self.model, self, rngs=rngs)
-
-    def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        T = self.text_length
-        return {**tokens(batch, T), "labels": jax.ShapeDtypeStruct((batch, T), np.int32)}
 
     def weight(self, batch: Batch) -> jax.Array:
         return label_count(batch["labels"])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from internvl_jax import batch as batches
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.intern_vit import Randomness
 
@@ -32,6 +33,7 @@ class Stage:
             rate, e.g. the text tower's 1e-4 beside the vision tower's 1e-3.
         text_length: T, length of the token rows.
         image_size: S in pixels.
+        image_slots: M, images per conversation.
     """
 
     compute: Compute = Compute()
@@ -39,9 +41,15 @@ class Stage:
     lr_scales: tuple[tuple[str, float], ...] = ()
     text_length: int = 80
     image_size: int = 224
+    image_slots: int = 1
 
     name: ClassVar[str]
     """Which batches the data pipeline builds for it."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding that reads ``text``; the tokenizer must have as many ids."""
+        raise NotImplementedError
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model."""
@@ -57,7 +65,14 @@ class Stage:
 
     def batch_spec(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a global batch (see `internvl_jax.batch`)."""
-        raise NotImplementedError
+        spec = batches.spec(
+            self.name,
+            batch=batch,
+            text_length=self.text_length,
+            image_size=self.image_size,
+            image_slots=self.image_slots,
+        )
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in spec.items()}
 
     def weight(self, batch: Batch) -> jax.Array:
         """How much a microbatch counts in an accumulated mean; the examples by default."""
@@ -85,7 +100,9 @@ class EmbeddingStage(Stage):
         """Per-example embeddings, a pytree of [B, E] arrays."""
         raise NotImplementedError
 
-    def loss_from_embeddings(self, model: Any, embeddings: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
+    def loss_from_embeddings(
+        self, model: Any, embeddings: Any, batch: Batch
+    ) -> tuple[jax.Array, Metrics]:
         """The loss over all embeddings of the global batch."""
         raise NotImplementedError
 
@@ -96,11 +113,3 @@ class EmbeddingStage(Stage):
 def randomness(batch: Batch, key: jax.Array | None) -> Randomness | None:
     """What the model draws from in this step; None without a key."""
     return None if key is None else Randomness(key, batch["example"])
-
-
-def tokens(batch: int, length: int, name: str = "text") -> dict[str, jax.ShapeDtypeStruct]:
-    """Spec of a token row and its mask."""
-    return {
-        name: jax.ShapeDtypeStruct((batch, length), np.int32),
-        f"{name}_mask": jax.ShapeDtypeStruct((batch, length), np.bool_),
-    }

@@ -8,16 +8,10 @@ from typing import Any
 
 from internvl_jax.config import ConfigError, build
 from internvl_jax.sharding.mesh import MeshConfig
-from internvl_jax.stages.contrastive import ContrastiveStage
 from internvl_jax.stages.finetune import FinetuneStage
-from internvl_jax.stages.generative import GenerativeStage
-from internvl_jax.stages.language import LanguageStage
+from internvl_jax.stages.registry import stage_from_config
 from internvl_jax.stages.stage import Stage
 from internvl_jax.train.optimizer import OptimConfig
-
-STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (LanguageStage, ContrastiveStage, GenerativeStage, FinetuneStage)
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +28,29 @@ class Phase:
 
 
 @dataclasses.dataclass(frozen=True)
-class InitConfig:
-    """What a run starts from when it does not resume.
+class SourceConfig:
+    """One checkpoint that parameters come from.
 
     Attributes:
-        handoff: folder of an earlier stage's checkpoints; "" starts from scratch.
+        path: a run's folder.
         rename: (old prefix, new prefix) pairs from its paths to this model's.
-        new_ok: regular expressions of this model's paths that may be new.
-        dropped_ok: regular expressions of its paths that may be left behind.
     """
 
-    handoff: str = ""
+    path: str
     rename: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from when it does not resume; no sources start from scratch.
+
+    Attributes:
+        sources: earlier runs; together they fill the model.
+        new_ok: regular expressions of this model's paths that may be new.
+        dropped_ok: regular expressions of source paths that may be left behind.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
     new_ok: tuple[str, ...] = ()
     dropped_ok: tuple[str, ...] = ()
 
@@ -63,6 +68,7 @@ class TrainConfig:
         log_every, eval_every, save_every: in steps; 0 for eval_every is never.
         eval_batches: validation batches per evaluation.
         keep, keep_every: checkpoints kept: the newest, and every so many steps for good.
+        best_metric, best_mode: the best checkpoint by e.g. ``validation/loss`` is kept as well.
         max_bad_records: share of records that may fail to decode before the run stops.
         profile: (first, last) step of a profiler window.
         tensorboard, wandb: further metric writers; wandb names the project.
@@ -79,6 +85,8 @@ class TrainConfig:
     save_every: int = 1000
     keep: int = 3
     keep_every: int = 0
+    best_metric: str = ""
+    best_mode: str = "min"
     max_bad_records: float = 0.01
     profile: tuple[int, ...] = ()
     tensorboard: bool = False
@@ -109,7 +117,7 @@ class Experiment:
     data: dict[str, Any]
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
-    init: tuple[InitConfig, ...] = ()
+    init: InitConfig = InitConfig()
     phases: tuple[Phase, ...] = ()
     seed: int = 0
 
@@ -131,7 +139,12 @@ class Experiment:
 
     def data_config(self, stage: Stage) -> dict[str, Any]:
         """The data pipeline's settings under a phase's stage."""
-        settings = {**self.data, "image_size": stage.image_size, "text_length": stage.text_length}
+        settings = {
+            **self.data,
+            "image_size": stage.image_size,
+            "text_length": stage.text_length,
+            "vocab_size": stage.vocab_size,
+        }
         if isinstance(stage, FinetuneStage):
             settings["visual_tokens"] = stage.model.visual_tokens(stage.image_size)
             settings["image_slots"] = stage.image_slots
@@ -150,11 +163,7 @@ def resolve(config: Mapping[str, Any]) -> Experiment:
         ConfigError: one sentence naming the setting that cannot be right.
     """
     values = dict(config.items())
-    if "stage" not in values or "name" not in values["stage"]:
-        raise ConfigError(f"config.stage.name is missing: use one of {', '.join(STAGES)}.")
-    stage = dict(values["stage"].items())
-    name = stage.pop("name")
-    if name not in STAGES:
-        raise ConfigError(f"config.stage.name is {name!r}: use one of {', '.join(STAGES)}.")
-    values["stage"] = build(STAGES[name], stage, "config.stage")
+    if "stage" not in values:
+        raise ConfigError("config.stage is missing: give it a name and settings.")
+    values["stage"] = stage_from_config(values["stage"])
     return build(Experiment, values)

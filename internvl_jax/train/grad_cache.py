@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from internvl_jax.stages.stage import Batch, EmbeddingStage, Metrics, Stage
 from internvl_jax.train import microbatch
-from internvl_jax.train.model import Definition, Tree
+from internvl_jax.models.definition import Definition, Tree
 
 
 def value_and_grad(
@@ -38,7 +38,9 @@ def value_and_grad(
         def head(params: Tree, embeddings):
             return stage.loss_from_embeddings(definition.merge(params, frozen), embeddings, batch)
 
-        (loss, metrics), (grads, cotangent) = jax.value_and_grad(head, (0, 1), has_aux=True)(params, whole)
+        (loss, metrics), (grads, cotangent) = jax.value_and_grad(head, (0, 1), has_aux=True)(
+            params, whole
+        )
         pieces = microbatch.split(cotangent, n)
 
         def body(grads: Tree, inputs):

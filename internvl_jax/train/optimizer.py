@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from internvl_jax.train.model import Tree, flatten, unflatten
+from internvl_jax.models.definition import Tree, flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,10 @@ def make_optimizer(
 
     def rescale(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         scaled = {
-            p: u * jnp.asarray(scales[p], u.dtype).reshape(np.shape(scales[p]) + (1,) * (u.ndim - np.ndim(scales[p])))
+            p: u
+            * jnp.asarray(scales[p], u.dtype).reshape(
+                np.shape(scales[p]) + (1,) * (u.ndim - np.ndim(scales[p]))
+            )
             for p, u in flatten(updates).items()
         }
         return unflatten(scaled), state

@@ -12,7 +12,7 @@ import optax
 
 from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train import grad_cache, microbatch
-from internvl_jax.train.model import Definition, Tree
+from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.train.optimizer import OptimConfig
 
 
@@ -40,7 +40,9 @@ class TrainState:
     bad_streak: jax.Array
 
 
-def initial_state(params: Tree, tx: optax.GradientTransformation, config: OptimConfig) -> TrainState:
+def initial_state(
+    params: Tree, tx: optax.GradientTransformation, config: OptimConfig
+) -> TrainState:
     """The state before the first update (traced under jit so that it is created on its shards)."""
     zero = jnp.zeros((), jnp.int32)
     ema = jax.tree.map(jnp.copy, params) if config.ema else {}
@@ -105,14 +107,20 @@ def make_step(
     def step(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array):
         size = next(iter(batch.values())).shape[0]
         batch = {**batch, "example": jnp.arange(size, dtype=jnp.int32)}
-        loss, metrics, grads = gradients(state.params, frozen, batch, jax.random.fold_in(key, state.step))
+        loss, metrics, grads = gradients(
+            state.params, frozen, batch, jax.random.fold_in(key, state.step)
+        )
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         if config.spike_factor:
             ok &= (state.norm_mean == 0) | (norm < config.spike_factor * state.norm_mean)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = jax.tree.map(lambda e, p: config.ema * e + (1 - config.ema) * p, state.ema, params if config.ema else {})
+        ema = jax.tree.map(
+            lambda e, p: config.ema * e + (1 - config.ema) * p,
+            state.ema,
+            params if config.ema else {},
+        )
         mean = jnp.where(state.norm_mean == 0, norm, 0.99 * state.norm_mean + 0.01 * norm)
         params, opt, ema, mean = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
@@ -121,7 +129,13 @@ def make_step(
         )
         bad = jnp.where(ok, 0, 1).astype(jnp.int32)
         new = TrainState(
-            state.step + 1, params, opt, ema, mean, state.skipped + bad, (state.bad_streak + 1) * bad
+            state.step + 1,
+            params,
+            opt,
+            ema,
+            mean,
+            state.skipped + bad,
+            (state.bad_streak + 1) * bad,
         )
         metrics = {
             **metrics,

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from internvl_jax.nn.param import axes_of
 from internvl_jax.sharding.rules import parameter_sharding
@@ -73,20 +72,10 @@ class Definition:
         if leaves.keys() != self.variables.keys():
             odd = sorted(leaves.keys() ^ self.variables.keys())
             raise ValueError(f"Parameters do not match the model, first difference: {odd[0]}.")
-        state = nnx.State.from_flat_path(
+        state = nnx.from_flat_state(
             {_keys(path): v.replace(leaves[path]) for path, v in self.variables.items()}
         )
         return nnx.merge(self.graphdef, state)
-
-    def split(self, module: nnx.Module) -> tuple[Tree, Tree]:
-        """A module's arrays as (trained, frozen) nested dicts."""
-        flat = {
-            "/".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(module))
-        }
-        return (
-            unflatten({p: x for p, x in flat.items() if self.trainable(p)}),
-            unflatten({p: x for p, x in flat.items() if not self.trainable(p)}),
-        )
 
     def axes(self, path: str) -> tuple[str | None, ...]:
         """Logical axis names of a parameter, stacked layer axis included (as None)."""
@@ -106,28 +95,11 @@ class Definition:
             tree[path] = jax.ShapeDtypeStruct(value.shape, dtype, sharding=sharding)
         return unflatten(trained), unflatten(frozen)
 
-    def initialize(self, seed: int, mesh: Mesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
-        """Fresh (trained, frozen) parameters, created on their shards; same values on any mesh."""
-        trained, frozen = self.abstract(mesh, frozen_dtype)
-
-        def init(key: jax.Array) -> tuple[Tree, Tree]:
-            parts = self.split(self.build(nnx.Rngs(key)))
-            cast = lambda x, like: x.astype(like.dtype)
-            return jax.tree.map(cast, parts, (trained, frozen))
-
-        shardings = jax.tree.map(lambda s: s.sharding, (trained, frozen))
-        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    def fresh(self, seed: int) -> Tree:
+        """New parameters as one nested dict; traceable, so that only what is asked for is made."""
+        flat = nnx.to_flat_state(nnx.state(self.build(nnx.Rngs(seed))))
+        return unflatten({"/".join(map(str, path)): v.get_value() for path, v in flat})
 
 
 def _keys(path: str) -> tuple[str | int, ...]:
     return tuple(int(k) if k.isdigit() else k for k in path.split("/"))
-
-
-def count(tree: Any) -> int:
-    """Number of array entries in a pytree."""
-    return sum(int(jnp.size(x)) if not hasattr(x, "size") else int(x.size) for x in jax.tree.leaves(tree))
-
-
-def shardings_of(tree: Any) -> Any:
-    """The sharding of every leaf."""
-    return jax.tree.map(lambda x: x.sharding, tree, is_leaf=lambda x: isinstance(x, NamedSharding))

@@ -1,0 +1,1 @@
+"""Experiments as data: ``get_config(argument)`` returns an ml_collections ConfigDict."""

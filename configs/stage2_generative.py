@@ -1,0 +1,118 @@
+"""Stage 2, vision-language generative training (https://arxiv.org/abs/2312.14238, Table 20).
+
+QLLaMA's queries and cross-attention learn to read the frozen tower: ITC + ITM + ITG on 1.6 B
+samples in batches of 20 K. Arguments: empty for the full size, ``tiny``, and ``retrieval`` for the
+fine-tuning of Table 21 (364 px, layer-wise decay, soft targets).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+from internvl_jax.stages.generative import TRAIN_ALL, TRAIN_QUERIES
+
+STEPS = 80_000
+BATCH = 20_480
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Args: arg: empty, ``tiny``, ``retrieval`` or ``retrieval,tiny``."""
+    arguments = [a for a in arg.split(",") if a]
+    if unknown := set(arguments) - {"tiny", "retrieval"}:
+        raise ValueError(f"Unknown argument {sorted(unknown)[0]!r}: use tiny or retrieval.")
+    config = ConfigDict()
+    config.seed = 0
+    config.stage = dict(
+        name="generative",
+        variant="pretrain",
+        image_size=224,
+        text_length=80,
+        trainable_paths=TRAIN_QUERIES,
+        hard_negatives=False,
+        label_smoothing=0.0,
+        layer_decay=1.0,
+        chunk=4096,
+        compute=dict(dtype="bfloat16", remat="full", head_multiple=1),
+        model=dict(
+            vision=dict(
+                image_size=224, patch_size=14, width=3200, depth=48, heads=25, mlp_dim=12800
+            ),
+            qllama=dict(
+                vocab_size=49954,
+                width=4096,
+                depth=32,
+                heads=32,
+                mlp_dim=11008,
+                cross_frequency=2,
+                vision_width=3200,
+                pad_id=0,
+            ),
+            queries=96,
+            embed_dim=768,
+            pool_heads=16,
+        ),
+    )
+    config.mesh = dict(replica=1, fsdp=-1, tensor=1)
+    config.optim = dict(
+        peak_lr=5e-5,
+        warmup=2000.0,
+        schedule="cosine",
+        end_lr=0.0,
+        b1=0.9,
+        b2=0.98,
+        weight_decay=0.05,
+        no_decay=(r"bias$", r"scale$", r"/ls[12]$"),
+        clip_norm=0.0,
+    )
+    config.train = dict(
+        steps=STEPS,
+        global_batch=BATCH,
+        accumulate=1,
+        frozen_dtype="bfloat16",
+        log_every=10,
+        eval_every=1000,
+        eval_batches=1,
+        save_every=1000,
+        keep=3,
+        keep_every=20_000,
+    )
+    config.init = dict(
+        sources=(dict(path="runs/stage1"),),
+        new_ok=(r"query_tokens", r".*/cross/.*", r"clip_projector2/.*", r"itm_.*"),
+    )
+    config.data = dict(
+        dataset="data/stage2",
+        tokenizer="data/tokenizer.model",
+        languages=("en", "zh"),
+        crop_scale=(0.5, 1.0),
+        threads=16,
+    )
+    if "retrieval" in arguments:
+        _retrieval(config)
+    if "tiny" in arguments:
+        _tiny(config)
+    return config
+
+
+def _retrieval(config: ConfigDict) -> None:
+    """Table 21: everything trained at 364 px, batch 1,024, 10 epochs of Flickr30K."""
+    config.stage.update(
+        variant="retrieval", image_size=364, trainable_paths=TRAIN_ALL, layer_decay=0.9
+    )
+    config.stage.model.vision.update(image_size=364, drop_path=0.3, drop_path_mode="linear")
+    config.optim.update(peak_lr=1e-6, warmup=100.0, b2=0.999)
+    config.train.update(steps=10 * 29_000 // 1024, global_batch=1024, eval_every=100, save_every=100)
+    config.init = dict(sources=(dict(path="runs/stage2"),))
+    config.data.update(dataset="data/flickr30k", languages=("en",), flip=0.5)
+
+
+def _tiny(config: ConfigDict) -> None:
+    vision = dict(config.stage.model.vision.items())
+    config.stage.update(image_size=32, text_length=24, chunk=64, compute=tiny.COMPUTE)
+    config.stage.model.update(qllama=tiny.QLLAMA, queries=4, embed_dim=32, pool_heads=4)
+    config.stage.model.vision = {**vision, **tiny.VISION}
+    config.optim.update(peak_lr=1e-3, warmup=2.0)
+    config.train.update(tiny.train())
+    config.init = dict()
+    config.data = {**tiny.DATA, "flip": config.data.get("flip", 0.0)}

@@ -1,0 +1,294 @@
+"""The train loop: phases of steps; between steps it logs, evaluates, saves and listens.
+
+It names no stage: what differs between stages lives in `stages`.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from data_pipelines.pipeline import BadRecordsError, HostBatch, Pipeline, make_pipeline
+from internvl_jax.checkpoint import Checkpoints, Preemption
+from internvl_jax.chips import peak_flops
+from internvl_jax.config import ConfigError, to_dict
+from internvl_jax.models.definition import Definition
+from internvl_jax.observe.profile import Profiler
+from internvl_jax.observe.progress import Progress
+from internvl_jax.observe.throughput import Ledger, mfu, stall
+from internvl_jax.observe.writer import open_writers
+from internvl_jax.sharding.mesh import make_mesh
+from internvl_jax.sharding.rules import batch_sharding, batch_shards
+from internvl_jax.stages.registry import stage_to_config
+from internvl_jax.stages.stage import Batch, Metrics, Stage
+from internvl_jax.train.experiment import Experiment
+from internvl_jax.train.optimizer import learning_rate, make_optimizer
+from internvl_jax.train.start import loaded, start, stored
+from internvl_jax.train.step import TrainState, make_step
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, BAD_RECORDS, NON_FINITE, PREEMPTED = 0, 1, 65, 70, 75
+
+
+class Stop(Exception):
+    """A reason to end the run: an exit code and a sentence."""
+
+    def __init__(self, code: int, reason: str):
+        super().__init__(reason)
+        self.code = code
+
+
+def train(experiment: Experiment, workdir: str, *, title: str = "") -> int:
+    """Runs an experiment to its end, from wherever its work directory stands.
+
+    Args:
+        experiment: what to do.
+        workdir: local folder or ``gs://`` address that holds everything the run writes.
+        title: in front of the progress line.
+
+    Returns:
+        The exit code: 0 done, 1 the last checkpoint could not be written, 65 too many bad records, 70 non-finite too often, 75 preempted and
+        saved.
+
+    Raises:
+        ConfigError, CheckpointMismatch, CheckpointError: one sentence each.
+    """
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh), Preemption() as preemption:
+        run = Run(experiment, workdir, mesh, title or experiment.stage.name)
+        try:
+            run.go(preemption)
+        except Stop as stop:
+            log.error(str(stop))
+            return stop.code
+        finally:
+            run.close()
+    return DONE
+
+
+class Run:
+    """One run in one process: everything it needs, built once."""
+
+    def __init__(self, experiment: Experiment, workdir: str, mesh: Mesh, title: str):
+        self.experiment, self.mesh = experiment, mesh
+        stage, settings = experiment.stage, experiment.train
+        parts = batch_shards(mesh) * settings.accumulate
+        if settings.global_batch % parts:
+            raise ConfigError(
+                f"config.train.global_batch={settings.global_batch} does not split over "
+                f"{batch_shards(mesh)} devices and {settings.accumulate} microbatches: choose a "
+                f"multiple of {parts}."
+            )
+        self.ledger = Ledger(workdir)
+        with self.ledger.timed("init"):
+            definition = Definition.of(stage.build, stage.trainable)
+            params, _ = definition.abstract(mesh, settings.frozen_dtype)
+            self.schedule = learning_rate(experiment.optim, settings.steps)
+            self.tx = make_optimizer(experiment.optim, settings.steps, params, stage.lr_scale)
+            self.checkpoints = Checkpoints(
+                workdir,
+                keep=settings.keep,
+                keep_every=settings.keep_every or None,
+                best_metric=settings.best_metric or None,
+                best_mode=settings.best_mode,
+                stacked=definition.stacked,
+            )
+            begun = start(definition, self.tx, experiment, mesh, self.checkpoints)
+        self.state, self.frozen = loaded(begun.state)
+        self.step = self.first = begun.step
+        self.ledger.resumed(self.step)
+        self.key = jax.random.key(experiment.seed)
+        self.logged = self.step
+        self.bad = self.seen = self.records = 0
+        self.last: Metrics | None = None
+        self.scores: dict[str, float] = {}
+        self.writers = open_writers(
+            workdir,
+            resume_step=self.step,
+            tensorboard=settings.tensorboard,
+            wandb=settings.wandb,
+            config=to_dict(experiment),
+        )
+        self.progress = Progress(settings.steps, settings.global_batch, title=title)
+        self.profiler = Profiler(workdir, settings.profile)
+
+    def go(self, preemption: Preemption) -> None:
+        """The phases that are left, step by step. Raises Stop with a reason to end early."""
+        settings = self.experiment.train
+        for until, stage in self.experiment.schedule():
+            if self.step >= until:
+                continue
+            update, score = self._compile(stage)
+            for batch in self._batches(stage, until):
+                self.profiler.step(self.step)
+                with self.ledger.timed("step"):
+                    self.state, metrics = update(self.state, self.frozen, batch, self.key)
+                    self.step += 1
+                    self._guard(metrics)
+                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                    self._log(stage, metrics)
+                if settings.eval_every and self.step % settings.eval_every == 0:
+                    self._validate(stage, score)
+                stop = preemption.requested(self.step)
+                if stop or self.step % settings.save_every == 0 or self.step == settings.steps:
+                    self._save(stage)
+                if stop:
+                    self._settle()
+                    raise Stop(PREEMPTED, f"Asked to stop: saved step {self.step}; start again to go on.")
+                self.checkpoints.check_errors()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.checkpoints.wait() != self.step:
+            raise Stop(
+                FAILED,
+                f"Step {self.step} could not be saved, step {self.checkpoints.committed} is: free some "
+                "space and start again.",
+            )
+
+    def close(self) -> None:
+        """Ends everything that writes or runs in the background."""
+        self.profiler.close()
+        self.progress.close()
+        self.checkpoints.close()
+        self.writers.close()
+        self.ledger.close(self.first, self.step)
+
+    def _compile(self, stage: Stage) -> tuple[Callable, Callable]:
+        """A phase's update and its validation score; compiled at the first call."""
+        settings = self.experiment.train
+        # The phases of a run share their parameters; their static settings differ.
+        definition = Definition.of(stage.build, stage.trainable)
+        step = make_step(
+            stage,
+            definition,
+            self.tx,
+            self.experiment.optim,
+            self.schedule,
+            accumulate=settings.accumulate,
+            cached=settings.grad_cache,
+        )
+        placed = jax.tree.map(lambda x: x.sharding, self.state)
+        update = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+        def score(state: TrainState, frozen, batch: Batch) -> Metrics:
+            loss, metrics = stage.loss(definition.merge(state.ema or state.params, frozen), batch, None)
+            return {**metrics, "loss": loss}
+
+        return update, jax.jit(score)
+
+    def _pipeline(self, stage: Stage, split: str) -> Pipeline:
+        try:
+            return make_pipeline(
+                self.experiment.data_config(stage),
+                stage.name,
+                global_batch=self.experiment.train.global_batch,
+                seed=self.experiment.seed,
+                split=split,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(f"config.data: {error}") from error
+
+    def _batches(self, stage: Stage, until: int) -> Iterator[Batch]:
+        """Global batches up to the end of the phase; broken records are counted on the way."""
+        pipeline = self._pipeline(stage, "train")
+        batches = pipeline.iterate(self.step)
+        try:
+            while self.step < until:
+                with self.ledger.timed("data"):
+                    host = next(batches)
+                    batch = self._put(host)
+                self.bad, self.seen = self.bad + host.bad, self.seen + len(host.records)
+                self.records = zlib.crc32(np.ascontiguousarray(host.records, np.int64).tobytes())
+                yield batch
+        except BadRecordsError as error:
+            raise Stop(BAD_RECORDS, str(error)) from error
+        finally:
+            batches.close()
+            pipeline.close()
+
+    def _put(self, host: HostBatch) -> Batch:
+        """This host's rows onto its devices, as its part of the global batch."""
+        sharding = batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in host.arrays.items()
+        }
+
+    def _guard(self, metrics: Metrics) -> None:
+        """Looks at the step before, so that one step is always under way on the device."""
+        last, self.last = self.last, metrics
+        limit = self.experiment.optim.max_bad_steps
+        if last is not None and int(last["bad_streak"]) >= limit:
+            raise Stop(
+                NON_FINITE,
+                f"{limit} updates in a row were skipped because loss or gradients were not finite or "
+                f"spiked (step {self.step - 1}): lower optim.peak_lr or start from an older step.",
+            )
+
+    def _log(self, stage: Stage, metrics: Metrics) -> None:
+        values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+        settings = self.experiment.train
+        spent = self.ledger.window()
+        seconds = (spent["step"] + spent["data"]) / max(self.step - self.logged, 1)
+        self.logged = self.step
+        used = mfu(
+            stage.flops() * settings.global_batch,
+            max(seconds, 1e-9),
+            peak_flops(jax.devices()[0].device_kind),
+            jax.device_count(),
+        )
+        shown = {"loss": values["loss"], **{k: v for k, v in values.items() if k.startswith("loss_")}}
+        shown |= {"mfu": used} if used is not None else {}
+        self.progress.show(self.step, {**shown, "stall": stall(spent)})
+        self.ledger.mark(self.step)
+        self._check_records()
+        self._write({**values, "records": self.records, "bad_records": self.bad}, "train")
+
+    def _check_records(self) -> None:
+        counts = np.array([self.bad, self.seen])
+        if jax.process_count() > 1:
+            counts = multihost_utils.process_allgather(counts).sum(0)
+        bad, seen = (int(n) for n in counts)
+        limit = self.experiment.train.max_bad_records
+        if bad > max(limit * seen, 1):
+            raise Stop(
+                BAD_RECORDS,
+                f"{bad} of {seen} records could not be read, more than train.max_bad_records={limit}: "
+                "repair the data or raise the limit.",
+            )
+
+    def _write(self, values: Mapping[str, float], group: str) -> None:
+        self.writers.write(self.step, {f"{group}/{name}": value for name, value in values.items()})
+
+    def _validate(self, stage: Stage, score: Callable[..., Metrics]) -> None:
+        """Mean validation metrics over the first batches of the held-out split, always the same."""
+        with self.ledger.timed("evaluate"):
+            pipeline = self._pipeline(stage, "validation")
+            count, total = self.experiment.train.eval_batches, {}
+            for i in range(count):
+                batch = self._put(pipeline.batch(i))
+                metrics = jax.device_get(score(self.state, self.frozen, batch))
+                total = {k: total.get(k, 0.0) + float(v) / count for k, v in metrics.items()}
+            pipeline.close()
+        self.scores = {f"validation/{name}": value for name, value in total.items()}
+        self._write(total, "validation")
+
+    def _save(self, stage: Stage) -> None:
+        with self.ledger.timed("save"):
+            meta = {
+                "stage": stage_to_config(stage),
+                "experiment": to_dict(self.experiment),
+                "records": self.seen,
+            }
+            self.checkpoints.save(self.step, stored(self.state, self.frozen), meta, self.scores)
+            self.writers.flush()
