@@ -39,11 +39,12 @@ class Claim:
     cells: Mapping[str, Cell]
 
     def verdict(self) -> str:
-        """``met``, ``missed`` or ``not measured``."""
+        """``met``, ``missed`` or, where a figure is lacking, ``not measured``."""
         judged = [cell.met for cell in self.cells.values() if cell.met is not None]
-        if not judged:
-            return "not measured"
-        return "met" if all(judged) else "missed"
+        if False in judged:
+            return "missed"
+        whole = judged and all(cell.value is not None for cell in self.cells.values())
+        return "met" if whole else "not measured"
 
 
 @dataclasses.dataclass(frozen=True)

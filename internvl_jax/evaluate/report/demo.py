@@ -213,8 +213,8 @@ def make_limits(figures: Mapping[str, float], vendor: str) -> list[str]:
         "The judged drawings are by an artist who was never trained on, the concepts were: other "
         "artists drew them. For concepts that are new altogether see the unseen list, with a level "
         "of chance of its own: it is shorter.",
-        "All five languages were trained on together, so this measures no transfer from one "
-        "language to another.",
+        "All these languages were trained on together, so this measures no transfer from one to "
+        "another.",
         "Wrong names in pairs and questions are drawn evenly from the list; most of them are far "
         "from the right one. The questions come from the generator of the training set: they test "
         "whether the picture is looked at, not whether the model converses.",

@@ -93,7 +93,7 @@ def _scorecard(report: Report) -> Markup | None:
     if not report.claims:
         return None
     columns = list(dict.fromkeys(column for claim in report.claims for column in claim.cells))
-    head = ["", *(LANGUAGES.get(column, column.capitalize()) for column in columns), ""]
+    head = ["", *(LANGUAGES.get(column, column.capitalize()) for column in columns)]
     rows = [_claim(claim, columns) for claim in report.claims]
     table = element(
         "table",
@@ -125,14 +125,14 @@ def _claim(claim: Claim, columns: Sequence[str]) -> Markup:
             )
             cells.append(element("td", number, element("small", cell.beside)))
     verdict = claim.verdict()
-    mark = element("span", verdict, class_=verdict.split()[0])
-    lines = (claim.detail, f"Target: {claim.target}")
-    return element(
-        "tr",
-        element("th", claim.title, [element("small", line) for line in lines]),
-        cells,
-        element("td", mark, class_="verdict"),
+    mark = element("span", verdict, class_=f"verdict {verdict.split()[0]}")
+    head = element(
+        "th",
+        claim.title,
+        element("small", claim.detail),
+        element("small", f"Target: {claim.target} ", mark),
     )
+    return element("tr", head, cells)
 
 
 def _curves(report: Report) -> Markup | None:

@@ -54,17 +54,19 @@ tbody th, tbody td, .rule { border-top: 1px solid var(--hair); vertical-align: t
 tbody th { color: var(--ink); font-size: 15px; }
 .card { min-width: 800px; }
 .card td small { white-space: nowrap; }
-.card tbody th { width: 30%; }
+.card tbody th { width: 36%; padding-right: 28px; }
 .card small, .cell small {
   display: block; color: var(--soft); font-size: 12.5px; line-height: 1.4;
 }
 .card .num { font-size: 19px; line-height: 1.3; }
 .card .off { color: var(--bad); }
-.verdict { white-space: nowrap; text-align: end; padding-right: 0; }
-.verdict span { display: inline-block; border-radius: 99px; padding: 2px 12px; font-size: 13px; }
-.verdict .met { background: var(--wash); color: var(--good); }
-.verdict .missed { background: var(--badwash); color: var(--bad); }
-.verdict .not { border: 1px solid var(--hair); color: var(--soft); }
+.verdict {
+  display: inline-block; border-radius: 99px; padding: 0 10px; margin: 2px 0 2px 4px;
+  white-space: nowrap;
+}
+.verdict.met { background: var(--wash); color: var(--good); }
+.verdict.missed { background: var(--badwash); color: var(--bad); }
+.verdict.not { border: 1px solid var(--hair); color: var(--soft); }
 .multiples {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); gap: 34px 36px;
 }

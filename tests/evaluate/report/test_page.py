@@ -139,6 +139,8 @@ def test_missing_figures_are_said_to_be_missing():
     page = render(demo_report({}, {}, languages=LANGUAGES))
     assert page.count("not measured") == 4 and "0 of 4 targets met" in page
     assert "From picture to name" not in page
+    some = {k: v for k, v in made_up_figures().items() if ".ar." not in k}
+    assert make_claims(some, LANGUAGES, "fluent")[0].verdict() == "not measured"
 
 
 @pytest.mark.parametrize("value,verdicts", [(0.1875, "met"), (0.18, "missed")])
