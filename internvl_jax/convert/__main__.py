@@ -18,22 +18,51 @@ def parser() -> argparse.ArgumentParser:
         "verify",
         help="compare our models with stored outputs of the official ones",
         description="Computes every stored output of reference folders (config.json, "
-        "weights.safetensors, io.safetensors) with our model and compares. Exit status: 0 all equal "
+        "weights.safetensors, io.safetensors) with our model and compares. Exit status: 0 all "
         "within tolerance, 1 something differs or was left out, 78 a folder could not be used.",
     )
     verify.add_argument("folders", nargs="+", metavar="DIR", type=Path)
     verify.add_argument("--json", metavar="FILE", type=Path, help="write the report there as well")
+    export = verbs.add_parser(
+        "export",
+        help="write a checkpoint's model under the official names",
+        description="Writes the model of a stage-1 or stage-2 run as a folder of safetensors, "
+        "index and config.json. Exit status: 0 written, 78 nothing was written.",
+    )
+    export.add_argument("checkpoint", metavar="CKPT", help="a run's folder, or one step's")
+    export.add_argument("destination", metavar="DEST", type=Path)
+    export.add_argument("--step", type=int, help="which step (the newest)")
+    export.add_argument("--ema", action="store_true", help="take the averaged parameters")
+    export.add_argument(
+        "--format",
+        choices=("official", "stage1"),
+        default="official",
+        help="InternVL-14B's names, of which a stage-1 model fills its part, or those of the plain "
+        "stage-1 file (official)",
+    )
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(as stored)")
+    export.add_argument("--shard-size", metavar="SIZE", type=_bytes, default="5GB", help="(5GB)")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing DEST")
     return top
+
+
+def _bytes(text: str) -> int:
+    """``5GB``, ``200MB`` -> bytes."""
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
+    number = text.upper().rstrip("GMKB")
+    unit = text.upper().removeprefix(number)
+    if unit not in units or not number.isdigit() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write for example 5GB or 200MB")
+    return int(number) * units[unit]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     arguments = parser().parse_args(argv)
-    return _verify(arguments)
+    return {"verify": _verify, "export": _export}[arguments.verb](arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from internvl_jax.config import ConfigError
     from internvl_jax.convert.case import CaseError
     from internvl_jax.convert.from_torch import WeightsError
     from internvl_jax.convert.verify import lines, verify, write_json
@@ -42,8 +71,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     for folder in arguments.folders:
         try:
             report = verify(folder)
-        except (CaseError, WeightsError, ConfigError) as error:
-            print(error, file=sys.stderr)
+        except ValueError as error:
+            named = isinstance(error, CaseError | WeightsError)
+            print(error if named else f"{folder}: {error}", file=sys.stderr)
             status = EXIT_CONFIG
             continue
         reports.append(report)
@@ -51,8 +81,38 @@ def _verify(arguments: argparse.Namespace) -> int:
         if not report.passed:
             status = status or EXIT_DIFFERENT
     if arguments.json is not None:
-        write_json(reports, arguments.json)
+        try:
+            write_json(reports, arguments.json)
+        except OSError as error:
+            print(f"The report cannot be written: {error}.", file=sys.stderr)
+            status = EXIT_CONFIG
     return status
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from internvl_jax.checkpoint import CheckpointError
+    from internvl_jax.config import ConfigError
+    from internvl_jax.convert.from_torch import WeightsError
+    from internvl_jax.convert.to_torch import export_checkpoint
+
+    try:
+        left_out = export_checkpoint(
+            arguments.checkpoint,
+            arguments.destination,
+            step=arguments.step,
+            ema=arguments.ema,
+            naming={"official": "hf", "stage1": "plain"}[arguments.format],
+            dtype=arguments.dtype,
+            shard_bytes=arguments.shard_size,
+            overwrite=arguments.overwrite,
+        )
+    except (CheckpointError, ConfigError, WeightsError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    print(f"{arguments.destination} is written.")
+    for path in left_out:
+        print(f"{path} has no name in this format and was left out.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def vit(config: Mapping[str, Any]) -> VitConfig:
     _only(config, "hidden_act", "gelu")
     norm = config.get("norm_type", "rms_norm")
     if norm not in NORMS:
-        raise ConfigError(f"norm_type={norm!r} of the vision tower is unknown: use {sorted(NORMS)}.")
+        raise ConfigError(
+            f"norm_type={norm!r} of the vision tower is unknown: use {sorted(NORMS)}."
+        )
     return VitConfig(
         image_size=_side(config.get("image_size", 224)),
         patch_size=_side(config.get("patch_size", 14)),
@@ -160,7 +162,9 @@ def _plain(config: Mapping[str, Any]) -> InternVLConfig:
 
 def _chat(config: Mapping[str, Any]) -> ChatConfig:
     if config.get("downsample_ratio", 0.5) != 0.5:
-        raise ConfigError(f"downsample_ratio={config['downsample_ratio']} is not 0.5, the only one known.")
+        raise ConfigError(
+            f"downsample_ratio={config['downsample_ratio']} is not 0.5, the only one known."
+        )
     if config.get("use_backbone_lora") or config.get("use_llm_lora"):
         raise ConfigError("config.json asks for LoRA adapters: merge them before converting.")
     return ChatConfig(

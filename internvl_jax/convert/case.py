@@ -52,7 +52,9 @@ class Case:
         """Reads a folder. Raises CaseError if it is none, WeightsError if a file is damaged."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise CaseError(f"{folder} is not a folder: give one with config.json and two safetensors files.")
+            raise CaseError(
+                f"{folder} is not a folder: give one with config.json and two safetensors files."
+            )
         for name in ("config.json", "weights.safetensors", "io.safetensors"):
             if not (folder / name).is_file():
                 raise CaseError(f"{folder} lacks {name}: it is not a reference case.")
@@ -68,13 +70,17 @@ class Case:
             variant, extra = further.stem.removeprefix("io_"), Tensors(further)
             outputs |= {f"{variant}/{n[4:]}": extra[n] for n in extra if n.startswith("out/")}
         if not outputs:
-            raise CaseError(f"{folder}/io.safetensors holds no out/ tensor: there is nothing to compare.")
+            raise CaseError(
+                f"{folder}/io.safetensors holds no out/ tensor: there is nothing to compare."
+            )
         return cls(folder, kind, config, inputs, outputs)
 
     def input(self, name: str) -> np.ndarray:
         """One stored input. Raises CaseError where the case lacks it."""
         if name not in self.inputs:
-            raise CaseError(f"{self.folder}/io.safetensors lacks in/{name}, which {self.kind!r} needs.")
+            raise CaseError(
+                f"{self.folder}/io.safetensors lacks in/{name}, which {self.kind!r} needs."
+            )
         return self.inputs[name]
 
     def images(self, name: str = "pixel_values") -> jax.Array:
@@ -142,7 +148,8 @@ class Case:
         for name in self.keys.entries:
             tensor = self.keys.to_official(gradient, name)
             result[f"{prefix}/{name}"] = tensor
-            result[f"{prefix}_norm/{name}"] = np.sqrt(np.sum(np.square(tensor, dtype=np.float64)))
+            squares = np.sum(np.square(tensor, dtype=np.float64))
+            result[f"{prefix}_norm/{name}"] = np.asarray(np.sqrt(squares))
         return result
 
 

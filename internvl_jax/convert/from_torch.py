@@ -195,5 +195,7 @@ def module(cfg: ModelConfig, params: Mapping[str, Any], compute: Compute) -> nnx
     leaves = {}
     for path, variable in empty.variables.items():
         leaf = variable.get_value()
-        leaves[path] = jnp.asarray(given[path]) if path in given else jnp.zeros(leaf.shape, leaf.dtype)
+        leaves[path] = (
+            jnp.asarray(given[path]) if path in given else jnp.zeros(leaf.shape, leaf.dtype)
+        )
     return empty.merge(leaves)

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from internvl_jax.convert.names import (
     HEADS,
@@ -185,7 +184,11 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
             glue = "model.mm_projector."
             if cfg.qllama is None or cfg.projector == "none":
                 return [*parts, mlp("projector/", glue), mlp("query_projector/", glue)]
-            return [*parts, mlp("projector/", f"{glue}mlp1."), mlp("query_projector/", f"{glue}mlp2.")]
+            return [
+                *parts,
+                mlp("projector/", f"{glue}mlp1."),
+                mlp("query_projector/", f"{glue}mlp2."),
+            ]
         case ChatConfig(qllama=None, projector="mlp1"), "remote":
             return [
                 _vit("vision/", "vision_model."),
@@ -220,7 +223,7 @@ class KeyMap:
     def to_official(self, params: Mapping[str, Any], name: str) -> np.ndarray:
         """One official tensor out of our flat parameters (also right for their gradients)."""
         entry = self.entries[name]
-        return np.array(entry.how.to_official(np.asarray(params[entry.path])[entry.at]), order="C")
+        return np.array(entry.how.to_official(np.asarray(params[entry.path][entry.at])), order="C")
 
     def to_ours(self, leaf: np.ndarray, name: str, tensor: np.ndarray) -> None:
         """Writes one official tensor into its place in our leaf."""

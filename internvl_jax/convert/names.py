@@ -98,7 +98,10 @@ def _both(ours: str, name: str, how: Transform = LINEAR) -> dict[str, Part]:
 
 
 def _norm(ours: str, name: str) -> dict[str, Part]:
-    return {f"{ours}/scale": Part(f"{name}.weight", FLAT), f"{ours}/bias": Part(f"{name}.bias", FLAT)}
+    return {
+        f"{ours}/scale": Part(f"{name}.weight", FLAT),
+        f"{ours}/bias": Part(f"{name}.bias", FLAT),
+    }
 
 
 # The tables. Leaves that a configuration does not have (biases, norms) are simply not asked for.

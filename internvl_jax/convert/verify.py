@@ -6,8 +6,8 @@ Every ``out/`` tensor of a folder is computed by our model in float32 and compar
   magnitude (an all-zero tensor: at most 1e-7); ``grad_loss`` of a vision case, a signed sum of
   thousands of terms, is judged by the root of the sum of their squares;
 * ids, indices and masks (integers and booleans): equal, and infinities in the same places;
-* the gradients of the attention pools' key biases (`NOISE`): both sides must be rounding noise. They
-  shift all keys alike, the softmax cancels them, and their true value is zero.
+* the gradients of the attention pools' key biases (`NOISE`): both sides must be rounding noise, as
+  they shift all keys alike, the softmax cancels them, and their true value is zero.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def compute(case: Case) -> Arrays:
     """
     if case.kind not in KINDS:
         known = ", ".join(KINDS)
-        raise CaseError(f"{case.folder} is a case of the unknown kind {case.kind!r}: known are {known}.")
+        raise CaseError(
+            f"{case.folder} is a case of the unknown kind {case.kind!r}: known are {known}."
+        )
     module, function = KINDS[case.kind].split(":")
     run: Callable[[Case], Arrays] = getattr(
         importlib.import_module(f"internvl_jax.convert.{module}"), function
@@ -160,7 +162,9 @@ def verify(folder: str | Path) -> Report:
         if n in computed
     )
     absent = [n for n in sorted(case.outputs) if n not in computed]
-    excused = [n for n in absent if any(re.fullmatch(p, n) for p in NOT_COMPUTED.get(case.kind, ()))]
+    excused = [
+        n for n in absent if any(re.fullmatch(p, n) for p in NOT_COMPUTED.get(case.kind, ()))
+    ]
     left_out = [n for n in absent if n not in excused]
     return Report(str(folder), case.kind, compared, tuple(left_out), tuple(excused))
 

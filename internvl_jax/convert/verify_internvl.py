@@ -78,9 +78,7 @@ def qllama_lm(case: Case) -> Arrays:
                 text_mask, ((0, 0), (Q, 0)), constant_values=True
             ).astype(jnp.int32),
             # As the original counts: the embeddings, every layer but the last, the final norm.
-            "hidden_states": jnp.concatenate(
-                [embedded[None], out.layers[:-1], out.hidden[None]]
-            ),
+            "hidden_states": jnp.concatenate([embedded[None], out.layers[:-1], out.hidden[None]]),
             "logits": model.qllama.logits(out.hidden),
         }
         for i in (i for i in caches if i < cfg.qllama.depth):

@@ -7,6 +7,7 @@ Rows per image are consecutive here; the original stacks its tasks in blocks.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,28 +35,24 @@ TEXTS = {
 }
 
 
-class Recorder:
-    """A model that remembers what its methods returned while a loss ran."""
+RECORDED = ("image_tokens", "fused", "match_logits", "clip_projector", "clip_projector2")
 
-    METHODS = ("image_tokens", "fused", "match_logits", "clip_projector", "clip_projector2")
 
-    def __init__(self, model: InternVL):
-        self._model = model
-        self.returned: dict[str, Any] = {}
-        self.masks: Any = None
+def record(model: InternVL) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Makes a model remember the arguments and results of `RECORDED` while a loss runs."""
+    calls: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._model, name)
-        if name not in self.METHODS:
-            return value
-
+    def remembering(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            self.returned[name] = value(*args, **kwargs)
-            if name == "fused":
-                self.masks = args[2]
-            return self.returned[name]
+            calls[name] = args, method(*args, **kwargs)
+            return calls[name][1]
 
         return call
+
+    for name in RECORDED:
+        # Past the module's own bookkeeping: these are no parts of the model.
+        object.__setattr__(model, name, remembering(name, getattr(model, name)))
+    return calls
 
 
 def stage2(case: Case) -> Arrays:
@@ -86,7 +83,7 @@ def stage2_2rank(case: Case) -> Arrays:
         terms = {n: x for n, x in alone(part).items() if n in ("loss_itm", "loss_itg")}
         terms["loss_itc"] = _itc_of_rank(case, seen, batch, own)
         result |= {f"rank{rank}.{name}": x for name, x in terms.items()}
-        result[f"rank{rank}.loss"] = sum(terms.values())
+        result[f"rank{rank}.loss"] = np.asarray(sum(terms.values()))
         for name in ("image_itc_raw", "backbone_embeds_raw"):
             result[f"rank{rank}.{name}"] = seen[name][own]
     return result
@@ -125,9 +122,12 @@ def _loss(
     """The stage's loss; its terms and what happened inside, rows in the official order."""
     stage = _stage(case)
     B, Q = batch["image"].shape[0], stage.model.queries
-    recorder = Recorder(model)
-    loss, metrics = stage.grouped_loss(recorder, batch, None, groups=groups)
-    returned = recorder.returned
+    calls = record(model)
+    loss, metrics = stage.grouped_loss(model, batch, None, groups=groups)
+    if "clip_projector" not in calls:  # the pre-training loss merely logs it
+        model.clip_projector(calls["image_tokens"][1])
+    returned = {name: result for name, (_, result) in calls.items()}
+    _, _, masks = calls["fused"][0]
 
     def blocks(x: jax.Array) -> jax.Array:
         """Rows b * R + r -> r * B + b."""
@@ -136,18 +136,15 @@ def _loss(
     hidden = blocks(returned["fused"].hidden)
     head = blocks(returned["match_logits"])
     itc = hidden[2 * B :] if stage.variant == "retrieval" else hidden[B : 2 * B]
-    backbone = returned.get("clip_projector")
-    if backbone is None:  # the pre-training loss merely logs it
-        backbone = model.clip_projector(returned["image_tokens"])
     seen = {
         "image_tokens": returned["image_tokens"],
-        "attention_mask_4d_blocked": ~blocks(recorder.masks)[:, None],
+        "attention_mask_4d_blocked": ~blocks(masks)[:, None],
         "qllama_out": hidden,
         "itm_head_out": head,
         "itm_logits": jnp.mean(head, axis=1),
         "image_itc_raw": returned["clip_projector2"],
         "text_itc_raw": model.project_text(itc[:, Q:], batch["summarize_mask"]),
-        "backbone_embeds_raw": backbone,
+        "backbone_embeds_raw": returned["clip_projector"],
         "log_scale": model.logit_scale[...],
         **{name: x for name, x in metrics.items() if name.startswith("loss_")},
     }

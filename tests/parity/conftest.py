@@ -1,0 +1,34 @@
+"""Reference folders for the tests: packed ones, a private one, and cases of other sizes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from packed_cases import unpack
+
+
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A reference folder by name, unpacked once."""
+    root = tmp_path_factory.mktemp("cases")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else unpack(name, root)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_root() -> Path:
+    """All reference folders, where somebody has them: INTERNVL_REFERENCE names their parent."""
+    root = os.environ.get("INTERNVL_REFERENCE")
+    if not root:
+        pytest.skip("INTERNVL_REFERENCE names no folder of reference cases")
+    return Path(root)
