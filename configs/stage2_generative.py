@@ -102,7 +102,9 @@ def _retrieval(config: ConfigDict) -> None:
     )
     config.stage.model.vision.update(image_size=364, drop_path=0.3, drop_path_mode="linear")
     config.optim.update(peak_lr=1e-6, warmup=100.0, b2=0.999)
-    config.train.update(steps=10 * 29_000 // 1024, global_batch=1024, eval_every=100, save_every=100)
+    config.train.update(
+        steps=10 * 29_000 // 1024, global_batch=1024, eval_every=100, save_every=100
+    )
     config.init = dict(sources=(dict(path="runs/stage2"),))
     config.data.update(dataset="data/flickr30k", languages=("en",), flip=0.5)
 

@@ -33,7 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
     arguments = {a for a in arg.split(",") if a}
     if unknown := arguments - {"mlp", "sft", "vit", "qllama", "7b", "13b", "tiny"}:
         raise ValueError(
-            f"Unknown argument {sorted(unknown)[0]!r}: use mlp or sft, vit or qllama, 7b or 13b, tiny."
+            f"Unknown argument {sorted(unknown)[0]!r}: use mlp or sft, vit or qllama, 7b or 13b, "
+            "tiny."
         )
     first = "mlp" in arguments
     config = ConfigDict()

@@ -1,4 +1,4 @@
-"""From an ml_collections ConfigDict, which holds data only, to the frozen dataclasses the code sees."""
+"""From an ml_collections ConfigDict, which holds data only, to the frozen dataclasses code sees."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXIT_CONFIG = 78
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be right; the message is one sentence that says where and what to do."""
+    """A setting that cannot be right; the message is one sentence: where, and what to do."""
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from internvl_jax.checkpoint import CheckpointSource, Transfer
@@ -25,7 +24,7 @@ def load(
     dtype: str | None = None,
     ema: bool = False,
     mesh: Mesh | None = None,
-) -> tuple[Stage, nnx.Module, dict[str, Any]]:
+) -> tuple[Stage, Any, dict[str, Any]]:
     """Restores the model of a run, without its optimizer.
 
     Args:

@@ -66,7 +66,7 @@ class Definition:
         variables = {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
         return cls(build, trainable, graphdef, variables)
 
-    def merge(self, *trees: Mapping[str, Any]) -> nnx.Module:
+    def merge(self, *trees: Mapping[str, Any]) -> Any:
         """Puts arrays into a module; the trees together hold every path exactly once."""
         leaves = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
         if leaves.keys() != self.variables.keys():

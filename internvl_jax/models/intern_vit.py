@@ -58,7 +58,8 @@ class VitConfig:
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"vision.image_size={self.image_size} is not a multiple of patch_size={self.patch_size}."
+                f"vision.image_size={self.image_size} is not a multiple of "
+                f"patch_size={self.patch_size}."
             )
         if self.drop_path_mode not in ("uniform", "linear"):
             raise ValueError(f"drop_path_mode={self.drop_path_mode!r}: use 'uniform' or 'linear'.")
@@ -96,24 +97,24 @@ class VitConfig:
 
 
 class Randomness(NamedTuple):
-    """What a training forward pass draws from: a key of the step and the global example indices."""
+    """What a training pass draws from: a key of the step and the global example indices."""
 
     key: jax.Array
     example: jax.Array
 
 
 class VisionOutput(NamedTuple):
-    """tokens [B, P, D] after the last block (no final norm); taps, one [B, P, D] per asked layer."""
+    """tokens [B, P, D] after the last block (no final norm); taps [B, P, D] per asked layer."""
 
     tokens: jax.Array
     taps: tuple[jax.Array, ...]
     hidden: jax.Array | None
 
 
-def normalize_images(images: jax.Array) -> jax.Array:
+def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
     """uint8 [..., S, S, 3] -> float32, ImageNet mean and standard deviation."""
     mean, std = (np.asarray(v, np.float32) * 255.0 for v in (MEAN, STD))
-    return (images.astype(jnp.float32) - mean) / std
+    return (jnp.asarray(images, jnp.float32) - mean) / std
 
 
 class Block(nnx.Module):
@@ -162,7 +163,8 @@ class InternViT(nnx.Module):
         self.blocks = Stack(functools.partial(Block, cfg), cfg.depth, rngs=rngs)
         # BEiT's depth-wise initialisation: block l's output projections shrink by sqrt(2 l).
         shrink = (2.0 * jnp.arange(1, cfg.depth + 1)) ** -0.5
-        for kernel in (self.blocks.layers.attn.out, self.blocks.layers.mlp.fc2):
+        layers: Any = self.blocks.layers
+        for kernel in (layers.attn.out, layers.mlp.fc2):
             value = kernel[...]
             kernel[...] = value * shrink.reshape(-1, *(1,) * (value.ndim - 1))
 

@@ -38,7 +38,7 @@ class LlamaConfig:
         cross_frequency: every so many layers one that may cross-attend; 0 for a plain LLaMA.
         vision_width: width of the tokens cross-attended to; 0 builds the same layout without the
             cross-attention, as the text tower of stage 1 is.
-        pad_id: its embedding receives no gradient, as torch's ``padding_idx``; None for no such row.
+        pad_id: its embedding receives no gradient, as torch's ``padding_idx``; None for none.
     """
 
     vocab_size: int = 49954

@@ -25,8 +25,8 @@ class PatchEmbed(nnx.Module):
         B, height, width, channels = images.shape
         if height % p or width % p or channels != 3:
             raise ValueError(
-                f"Images of shape {height}x{width}x{channels} do not split into {p}x{p} RGB patches: "
-                f"resize them to a multiple of {p}."
+                f"Images of shape {height}x{width}x{channels} do not split into {p}x{p} RGB "
+                f"patches: resize them to a multiple of {p}."
             )
         x = images.reshape(B, height // p, p, width // p, p, 3)
         y = jnp.einsum("BhpwqC,pqCD->BhwD", x, self.kernel[...].astype(images.dtype))

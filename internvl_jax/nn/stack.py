@@ -42,7 +42,7 @@ class Stack(nnx.Module):
             rngs.split(depth)
         )
 
-    def layer(self, index: int) -> nnx.Module:
+    def layer(self, index: int) -> Any:
         """One layer as a module of its own (a view for inspection and parity taps)."""
         graphdef, state = nnx.split(self.layers)
         return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))
@@ -94,7 +94,7 @@ class Stack(nnx.Module):
         return x, outs, tapped
 
 
-def _prepare(state: nnx.State, dtype: Any, head_multiple: int) -> nnx.State:
+def _prepare(state: Any, dtype: Any, head_multiple: int) -> Any:
     """One layer's parameters as the computation wants them: heads padded, cast, then gathered."""
 
     def prepare(variable: nnx.Variable) -> nnx.Variable:

@@ -1,1 +1,1 @@
-"""The only package that names mesh axes: the mesh, the rules from logical axes to it, the report."""
+"""The only package that names mesh axes: the mesh, and the rules from logical axes to it."""

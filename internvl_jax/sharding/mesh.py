@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -40,13 +41,13 @@ class MeshConfig:
             sizes[sizes.index(-1)] = devices // known
         elif known != devices:
             raise ValueError(
-                f"mesh replica x fsdp x tensor = {'x'.join(map(str, sizes))} needs {known} devices, "
-                f"there are {devices}: change the mesh or set one axis to -1."
+                f"mesh replica x fsdp x tensor = {'x'.join(map(str, sizes))} needs {known} "
+                f"devices, there are {devices}: change the mesh or set one axis to -1."
             )
         return sizes[0], sizes[1], sizes[2]
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh in the order in which neighbours communicate most on the last axes."""
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = config.sizes(len(devices))

@@ -86,8 +86,8 @@ def parameter_sharding(
     for size, logical, name in zip(shape, axes, spec, strict=True):
         if name is not None and size % mesh.shape[name]:
             raise ValueError(
-                f"{path}: its axis {logical!r} of size {size} does not divide over mesh axis {name!r} "
-                f"of size {mesh.shape[name]}: choose a mesh.{name} that divides {size}."
+                f"{path}: its axis {logical!r} of size {size} does not divide over mesh axis "
+                f"{name!r} of size {mesh.shape[name]}: choose a mesh.{name} that divides {size}."
             )
     return NamedSharding(mesh, spec)
 

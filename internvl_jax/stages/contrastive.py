@@ -85,15 +85,15 @@ class ContrastiveStage(EmbeddingStage):
         scale = model.logit_scale[...]
         if self.objective == "sigmoid":
 
-            def shard(rows, scale, bias, axes):
+            def sigmoid(rows, scale, bias, axes):
                 return sigmoid_loss(
                     rows["image"], rows["text"], scale, bias, axes=axes, chunk=self.chunk
                 )
 
-            loss, metrics = per_shard(shard, embeddings, scale, model.logit_bias[...])
+            loss, metrics = per_shard(sigmoid, embeddings, scale, model.logit_bias[...])
         else:
 
-            def shard(rows, scale, axes):
+            def softmax(rows, scale, axes):
                 return softmax_loss(
                     rows["image"],
                     rows["text"],
@@ -103,7 +103,7 @@ class ContrastiveStage(EmbeddingStage):
                     label_smoothing=self.label_smoothing,
                 )
 
-            loss, metrics = per_shard(shard, embeddings, scale)
+            loss, metrics = per_shard(softmax, embeddings, scale)
         return loss, {**metrics, "logit_scale": jnp.exp(scale)}
 
     def flops(self) -> int:

@@ -26,7 +26,6 @@ from internvl_jax.models.qllama import query_text_mask
 from internvl_jax.sharding.rules import constrain, per_shard
 from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
 
-
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
 """What stage 2 trains: 1.01 of 13.8 billion parameters."""
 TRAIN_ALL = ("",)
@@ -42,8 +41,8 @@ class GenerativeStage(Stage):
         hard_negatives: draw each image's negative text by similarity (BLIP-2) instead of taking the
             loader's uniform one (the released code).
         label_smoothing: of the pre-training ITC targets.
-        empty_caption: number of tokens of an empty caption; such ITM rows are ignored. None where no
-            caption is empty.
+        empty_caption: number of tokens of an empty caption; such ITM rows are ignored. None where
+            no caption is empty.
         empty_summary: the same for "summarize:" and nothing else (5 with LLaMA's tokenizer).
         chunk: logits that exist at a time: columns of ITC, tokens of ITG.
         layer_decay: learning-rate factor per layer of depth below the last; 1 is off.
@@ -78,7 +77,7 @@ class GenerativeStage(Stage):
         return super().lr_scale(path, shape) * self._decay(path)
 
     def _decay(self, path: str) -> float | np.ndarray:
-        """Layer-wise decay with the released layer ids: embeddings 0, layer i at i + 1, heads last."""
+        """Layer-wise decay with the released ids: embeddings 0, layer i at i + 1, heads last."""
         if self.layer_decay == 1.0:
             return 1.0
         vision = path.startswith(("vision/", "clip_projector/"))
@@ -261,7 +260,9 @@ class GenerativeStage(Stage):
         found = (index >= 0)[:, None]  # else every other caption is right too: keep the loader's
         return {
             "negative": jnp.where(found, batch["positive"][index], batch["negative"]),
-            "negative_mask": jnp.where(found, batch["positive_mask"][index], batch["negative_mask"]),
+            "negative_mask": jnp.where(
+                found, batch["positive_mask"][index], batch["negative_mask"]
+            ),
         }
 
     def flops(self) -> int:

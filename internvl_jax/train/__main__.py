@@ -1,4 +1,4 @@
-"""``python -m internvl_jax.train --config=configs/stage1_contrastive.py:tiny --workdir=runs/try``."""
+"""``python -m internvl_jax.train --config=configs/stage0_language.py:tiny --workdir=runs/try``."""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ class TrainConfig:
     def __post_init__(self):
         if self.global_batch % self.accumulate:
             raise ValueError(
-                f"global_batch={self.global_batch} does not split into accumulate={self.accumulate} parts."
+                f"global_batch={self.global_batch} does not split into "
+                f"accumulate={self.accumulate} parts."
             )
         if len(self.profile) not in (0, 2):
             raise ValueError("profile takes two steps, first and last.")
@@ -125,7 +126,8 @@ class Experiment:
         ends = [p.until for p in self.phases]
         if ends and (ends != sorted(set(ends)) or ends[-1] != self.train.steps):
             raise ConfigError(
-                f"config.phases end at steps {ends}: they must rise and end with train.steps={self.train.steps}."
+                f"config.phases end at steps {ends}: they must rise and end with "
+                f"train.steps={self.train.steps}."
             )
 
     def schedule(self) -> list[tuple[int, Stage]]:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.stages.stage import Batch, EmbeddingStage, Metrics, Stage
 from internvl_jax.train import microbatch
-from internvl_jax.models.definition import Definition, Tree
 
 
 def value_and_grad(

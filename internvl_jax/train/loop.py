@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,8 +55,8 @@ def train(experiment: Experiment, workdir: str, *, title: str = "") -> int:
         title: in front of the progress line.
 
     Returns:
-        The exit code: 0 done, 1 the last checkpoint could not be written, 65 too many bad records, 70 non-finite too often, 75 preempted and
-        saved.
+        The exit code: 0 done, 1 the last checkpoint could not be written, 65 too many bad records,
+        70 non-finite too often, 75 preempted and saved.
 
     Raises:
         ConfigError, CheckpointMismatch, CheckpointError: one sentence each.
@@ -141,7 +142,9 @@ class Run:
                     self._save(stage)
                 if stop:
                     self._settle()
-                    raise Stop(PREEMPTED, f"Asked to stop: saved step {self.step}; start again to go on.")
+                    raise Stop(
+                        PREEMPTED, f"Asked to stop: saved step {self.step}; start again to go on."
+                    )
                 self.checkpoints.check_errors()
         self._settle()
 
@@ -149,8 +152,8 @@ class Run:
         if self.checkpoints.wait() != self.step:
             raise Stop(
                 FAILED,
-                f"Step {self.step} could not be saved, step {self.checkpoints.committed} is: free some "
-                "space and start again.",
+                f"Step {self.step} could not be saved, step {self.checkpoints.committed} is: free "
+                "some space and start again.",
             )
 
     def close(self) -> None:
@@ -179,7 +182,9 @@ class Run:
         update = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
 
         def score(state: TrainState, frozen, batch: Batch) -> Metrics:
-            loss, metrics = stage.loss(definition.merge(state.ema or state.params, frozen), batch, None)
+            loss, metrics = stage.loss(
+                definition.merge(state.ema or state.params, frozen), batch, None
+            )
             return {**metrics, "loss": loss}
 
         return update, jax.jit(score)
@@ -201,7 +206,7 @@ class Run:
     def _batches(self, stage: Stage, until: int) -> Iterator[Batch]:
         """Global batches up to the end of the phase; broken records are counted on the way."""
         pipeline = self._pipeline(stage, "train")
-        batches = pipeline.iterate(self.step)
+        batches: Any = pipeline.iterate(self.step)
         try:
             while self.step < until:
                 with self.ledger.timed("data"):
@@ -231,8 +236,9 @@ class Run:
         if last is not None and int(last["bad_streak"]) >= limit:
             raise Stop(
                 NON_FINITE,
-                f"{limit} updates in a row were skipped because loss or gradients were not finite or "
-                f"spiked (step {self.step - 1}): lower optim.peak_lr or start from an older step.",
+                f"{limit} updates in a row were skipped because loss or gradients were not finite "
+                f"or spiked (step {self.step - 1}): lower optim.peak_lr or start from an older "
+                "step.",
             )
 
     def _log(self, stage: Stage, metrics: Metrics) -> None:
@@ -247,7 +253,10 @@ class Run:
             peak_flops(jax.devices()[0].device_kind),
             jax.device_count(),
         )
-        shown = {"loss": values["loss"], **{k: v for k, v in values.items() if k.startswith("loss_")}}
+        shown = {
+            "loss": values["loss"],
+            **{k: v for k, v in values.items() if k.startswith("loss_")},
+        }
         shown |= {"mfu": used} if used is not None else {}
         self.progress.show(self.step, {**shown, "stall": stall(spent)})
         self.ledger.mark(self.step)
@@ -263,8 +272,8 @@ class Run:
         if bad > max(limit * seen, 1):
             raise Stop(
                 BAD_RECORDS,
-                f"{bad} of {seen} records could not be read, more than train.max_bad_records={limit}: "
-                "repair the data or raise the limit.",
+                f"{bad} of {seen} records could not be read, more than "
+                f"train.max_bad_records={limit}: repair the data or raise the limit.",
             )
 
     def _write(self, values: Mapping[str, float], group: str) -> None:

@@ -31,9 +31,7 @@ class JoinedSource:
     """Several checkpoints as one source, each under its own renaming."""
 
     def __init__(self, config: InitConfig):
-        self._parts = [
-            (CheckpointSource(s.path), {old: new for old, new in s.rename}) for s in config.sources
-        ]
+        self._parts = [(CheckpointSource(s.path), dict(s.rename)) for s in config.sources]
 
     @property
     def name(self) -> str:
@@ -88,7 +86,7 @@ def abstract_state(
 
 
 def stored(state: TrainState, frozen: Tree) -> Tree:
-    """What a checkpoint holds: ``params/…``, ``frozen/…``, ``ema/…``, ``opt/…`` and the counters."""
+    """What a checkpoint holds: ``params/…``, ``frozen/…``, ``ema/…``, ``opt/…`` and counters."""
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)} | {"frozen": frozen}
 
 

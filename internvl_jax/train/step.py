@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train import grad_cache, microbatch
-from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.train.optimizer import OptimConfig
 
 
