@@ -171,7 +171,11 @@ def load(
     if isinstance(tensors, Tensors):
         check(tensors.shapes, keys.shapes, tensors.source)
     else:
-        check({n: tuple(np.shape(t)) for n, t in tensors.items()}, keys.shapes, "The weights")
+        check(
+            {n: tuple(np.shape(t)) for n, t in tensors.items()},
+            keys.shapes,
+            "The mapping of weights",
+        )
     flat: dict[str, np.ndarray] = {}
     for name, entry in keys.entries.items():
         tensor = tensors[name]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax.convert.architectures import model_config
@@ -67,5 +68,5 @@ def check_vision_with_transformers(folder: str | Path, images: np.ndarray) -> fl
         reference = theirs.eval().float()(pixel_values=pixels).last_hidden_state.numpy()
     ours = module(cfg, params, Compute(dtype="float32", remat="none"))
     with jax.default_matmul_precision("highest"):
-        tokens = np.asarray(ours(images.astype(np.float32)).tokens)
+        tokens = np.asarray(ours(jnp.asarray(images, jnp.float32)).tokens)
     return float(np.max(np.abs(tokens - reference)))

@@ -1,0 +1,226 @@
+"""Official folders out: exact, sharded, all or nothing; from parameters and from checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from internvl_jax.checkpoint import Checkpoints
+from internvl_jax.convert import to_torch
+from internvl_jax.convert.__main__ import main
+from internvl_jax.convert.architectures import model_config
+from internvl_jax.convert.from_torch import Tensors, WeightsError, load
+from internvl_jax.convert.key_maps import key_map
+from internvl_jax.convert.to_torch import export
+from internvl_jax.models.definition import flatten, unflatten
+from internvl_jax.models.intern_vit import VitConfig
+from internvl_jax.models.internvl import InternVLConfig
+from internvl_jax.models.llama import LlamaConfig
+from internvl_jax.stages.contrastive import ContrastiveStage
+from internvl_jax.stages.generative import GenerativeStage
+from internvl_jax.stages.language import LanguageStage
+from internvl_jax.stages.registry import stage_to_config
+from internvl_jax.stages.stage import Stage
+
+VIT = VitConfig(image_size=14, patch_size=7, width=8, depth=2, heads=2, mlp_dim=9)
+TEXT = LlamaConfig(
+    vocab_size=13, width=12, depth=5, heads=3, mlp_dim=7, cross_frequency=2, pad_id=0
+)
+C = InternVLConfig(VIT, TEXT, 0, 5, 4)
+G = InternVLConfig(VIT, dataclasses.replace(TEXT, vision_width=8), 3, 5, 4)
+
+
+def parameters(cfg: Any, naming: str = "hf") -> dict[str, np.ndarray]:
+    """Random parameters by path."""
+    rng = np.random.default_rng(0)
+    ours = key_map(cfg, naming).ours
+    return {p: np.asarray(rng.standard_normal(x.shape), np.float32) for p, x in ours.items()}
+
+
+def read_back(folder: Path, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    cfg, naming = model_config(json.loads((folder / "config.json").read_text()))
+    return flatten(load(folder, cfg, naming, dtype=dtype))
+
+
+def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
+@pytest.mark.parametrize("cfg", [C, G, VIT], ids=["stage 1", "stage 2", "tower"])
+def test_import_of_export_is_the_identity(cfg: Any, tmp_path: Path) -> None:
+    params = parameters(cfg)
+    assert export(unflatten(params), cfg, tmp_path / "out") == ()
+    assert_same(read_back(tmp_path / "out"), params)
+
+
+def test_the_plain_naming_leaves_the_head_out(tmp_path: Path) -> None:
+    params = parameters(C)
+    assert export(params, C, tmp_path / "out", naming="plain") == ("qllama/lm_head",)
+    names = set(Tensors(tmp_path / "out"))
+    assert "transformer.layers.4.mlp.up_proj.weight" in names and "blocks.1.ls2.gamma" in names
+    cfg, naming = model_config(json.loads((tmp_path / "out" / "config.json").read_text()))
+    assert naming == "plain"
+    again = load(tmp_path / "out", cfg, naming)
+    np.testing.assert_array_equal(flatten(again)["vision/pos"], params["vision/pos"])
+
+
+def test_shards_index_and_headers(tmp_path: Path) -> None:
+    params = parameters(G)
+    export(params, G, tmp_path / "out", shard_bytes=3000, metadata={"step": "7"})
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    total = sum(x.nbytes for x in params.values())
+    assert index["metadata"]["total_size"] == total
+    held = {}
+    for file in files:
+        with safe_open(file, "np") as opened:
+            assert opened.metadata() == {"format": "pt", "step": "7"}
+            held |= dict.fromkeys(opened.keys(), file.name)
+            sizes = [int(np.prod(opened.get_slice(n).get_shape())) * 4 for n in opened.keys()]  # noqa: SIM118
+            assert sum(sizes) <= 3000 or len(sizes) == 1
+    assert index["weight_map"] == held
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)]
+)
+def test_narrower_dtypes_round_once(dtype: str, stored: Any, tmp_path: Path) -> None:
+    params = parameters(C)
+    export(params, C, tmp_path / "out", dtype=dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+    rounded = {p: x.astype(stored) for p, x in params.items()}
+    assert_same(read_back(tmp_path / "out", None), rounded)
+
+
+def test_parameters_of_another_model_are_refused(tmp_path: Path) -> None:
+    params = parameters(G)
+    params["surplus"] = params.pop("itm_bias")
+    params["query_tokens"] = params["query_tokens"][:2]
+    with pytest.raises(WeightsError) as caught:
+        export(params, G, tmp_path / "out")
+    assert str(caught.value) == (
+        "The parameters do not fit the model: they lack itm_bias; they have the unknown surplus; "
+        "they misshape query_tokens."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_unless_asked(tmp_path: Path) -> None:
+    params = parameters(C)
+    export(params, C, tmp_path / "out")
+    before = (tmp_path / "out" / "config.json").stat().st_mtime_ns
+    with pytest.raises(WeightsError, match="exists: choose another folder"):
+        export(parameters(G), G, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == before
+    export(parameters(G), G, tmp_path / "out", overwrite=True)
+    assert_same(read_back(tmp_path / "out"), parameters(G))
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_export_leaves_nothing_half(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = parameters(C)
+    if overwrite:
+        export(params, C, tmp_path / "out")
+    calls = []
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        save(*args, **kwargs)
+
+    save = to_torch.save_file
+    monkeypatch.setattr(to_torch, "save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(parameters(G), G, tmp_path / "out", shard_bytes=1000, overwrite=overwrite)
+    left = [p.name for p in tmp_path.iterdir()]
+    assert left == (["out"] if overwrite else [])
+    if overwrite:
+        assert_same(read_back(tmp_path / "out"), params)
+
+
+def checkpoint(folder: Path, stage: Stage, params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Saves a run's state as the train loop does; returns the averaged parameters."""
+    trained = {p: x for p, x in params.items() if stage.trainable(p)}
+    frozen = {p: x for p, x in params.items() if not stage.trainable(p)}
+    ema = {p: np.asarray(x + 1) for p, x in trained.items()}
+    state = {
+        "params": unflatten(trained),
+        "ema": unflatten(ema),
+        "frozen": unflatten(frozen),
+        "opt": {"count": np.array(3, np.int32)},
+    }
+    manager = Checkpoints(str(folder))
+    manager.save(3, state, {"stage": stage_to_config(stage)})
+    manager.close()
+    return {**frozen, **ema}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        GenerativeStage(model=G, text_length=8, image_size=14),
+        ContrastiveStage(model=C, text_length=8, image_size=14),
+    ],
+    ids=["stage 2", "stage 1"],
+)
+def test_a_checkpoint_is_exported_by_the_command(
+    stage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = parameters(stage.model)
+    averaged = checkpoint(tmp_path / "run", stage, params)
+    out, ema = tmp_path / "out", tmp_path / "ema"
+    assert main(["export", str(tmp_path / "run"), str(out), "--shard-size", "2KB"]) == 0
+    assert_same(read_back(out), params)
+    with safe_open(next(out.glob("*.safetensors")), "np") as opened:
+        header = opened.metadata()
+    assert header["stage"] == stage.name and header["step"] == "3"
+
+    assert main(["export", str(tmp_path / "run"), str(ema), "--ema"]) == 0
+    assert_same(read_back(ema), averaged)
+
+    assert main(["export", str(tmp_path / "run"), str(out)]) == 78
+    said = capsys.readouterr().err
+    assert "exists" in said and said.count("\n") == 1
+
+
+def test_the_command_names_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = ContrastiveStage(model=C, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, parameters(C))
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "run"), str(out), "--format", "stage1"]) == 0
+    assert "qllama/lm_head has no name in this format" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_it_cannot_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 78
+    assert "nowhere" in capsys.readouterr().err
+    stage = LanguageStage(model=LlamaConfig(13, 12, 1, 3, mlp_dim=7), text_length=8)
+    checkpoint(tmp_path / "run", stage, {"llm/norm/scale": np.ones(12, np.float32)})
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
+    assert "a run of the stage 'language'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", ["5XB", "GB", "0MB", "1.5GB"])
+def test_shard_sizes_are_read_strictly(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "a", "b", "--shard-size", size])
+    assert "write for example 5GB" in capsys.readouterr().err
