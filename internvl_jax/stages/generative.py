@@ -267,14 +267,15 @@ class GenerativeStage(Stage):
 
     def flops(self) -> int:
         vision, text = self.model.vision, self.model.qllama
-        Q, T, P = self.model.queries, self.text_length, 1 + vision.grid**2
-        row = text.flops(Q + T, queries=Q, vision_tokens=P)
+        Q, T = self.model.queries, self.text_length
+        P = 1 + (self.image_size // vision.patch_size) ** 2
+        # Three rows per image; their queries share the image's keys and values.
         logits = T if self.variant == "pretrain" else 0
+        rows = 3 * text.flops(Q + T) + text.flops(0, queries=3 * Q, vision_tokens=P, logits=logits)
         # A frozen matrix costs the forward product and the one that carries the gradient on.
-        trained_towers = any("vision/".startswith(p) or p == "" for p in self.trainable_paths)
-        return (3 if trained_towers else 1) * vision.flops() + (3 if trained_towers else 2) * (
-            3 * row + text.flops(0, logits=logits)
-        )
+        towers = self.trainable("vision/patch/kernel")
+        total = (3 * vision.flops(P) + 3 * rows) if towers else (vision.flops(P) + 2 * rows)
+        return total + (text.flops(T) if self.hard_negatives else 0)
 
 
 def _not_empty(mask: jax.Array, empty: int | None) -> jax.Array:
