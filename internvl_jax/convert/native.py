@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from internvl_jax.convert.key_maps import VitConfig, key_map
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.definition import flatten
 from internvl_jax.models.internvl import InternVLConfig
+
+
+def available() -> bool:
+    """Whether torch and transformers are installed; neither is imported."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
 
 def check_vision_with_transformers(folder: str | Path, images: np.ndarray) -> float:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from internvl_jax.convert.key_maps import key_map
+from internvl_jax.convert.native import available
 from internvl_jax.convert.to_torch import export
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.llama import LlamaConfig
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(not available(), reason="torch and transformers are extras")
 
 SIX_B = VitConfig(image_size=28, patch_size=7, width=40, depth=3, heads=5, mlp_dim=70)
 SMALL = VitConfig(28, 7, 40, 3, 4, 70, norm="layer", qk_norm=False, qkv_bias=True)
