@@ -20,7 +20,7 @@ class ConfigError(ValueError):
     """A setting that cannot be right; the message is one sentence: where, and what to do."""
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+def build(cls: type[T], values: Any, where: str = "config") -> T:
     """Builds a dataclass (and those nested in it) from a mapping.
 
     Args:

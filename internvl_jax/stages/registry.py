@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from internvl_jax.config import ConfigError, build, to_dict
@@ -17,8 +16,12 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def stage_from_config(values: Mapping[str, Any], where: str = "config.stage") -> Stage:
+def stage_from_config(values: Any, where: str = "config.stage") -> Stage:
     """A stage from ``{"name": ..., settings ...}``, as a config or a checkpoint's meta holds it.
+
+    Args:
+        values: a dict or ConfigDict.
+        where: dotted name used in messages.
 
     Raises:
         ConfigError: one sentence naming the setting that cannot be right.

@@ -158,7 +158,7 @@ def _with(stage: Stage, changes: Mapping[str, Any], where: str) -> Stage:
     return build(type(stage), {**current, **changes}, where)
 
 
-def resolve(config: Mapping[str, Any]) -> Experiment:
+def resolve(config: Any) -> Experiment:
     """ConfigDict -> Experiment.
 
     Raises:
