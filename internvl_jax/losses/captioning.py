@@ -80,13 +80,17 @@ def chunked_next_token_loss(
     # Typed per shard before the loop, so that its gradient is summed over shards after it.
     kernel = varying(kernel, axes)
 
-    @jax.checkpoint
-    def step(totals: TokenTotals, piece: tuple[Array, Array]) -> tuple[TokenTotals, None]:
-        hidden, targets = piece
+    def add(totals: TokenTotals, hidden: Array, targets: Array) -> TokenTotals:
         logits = jnp.einsum(
             "BTD,DV->BTV", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
         )
-        return jax.tree.map(jnp.add, totals, _totals(logits, targets, row_weights)), None
+        return jax.tree.map(jnp.add, totals, _totals(logits, targets, row_weights))
+
+    @jax.checkpoint
+    def step(totals: TokenTotals, piece: tuple[Array, Array]) -> tuple[TokenTotals, None]:
+        # Prompts and pictures come first: there, often no row has anything to learn.
+        anything = jnp.any(piece[1] != IGNORE)
+        return lax.cond(anything, add, lambda totals, *_: totals, totals, *piece), None
 
     zero = varying(jnp.zeros((), jnp.float32), axes)
     totals, _ = lax.scan(step, TokenTotals(zero, zero, zero), pieces)
