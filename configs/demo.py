@@ -24,7 +24,7 @@ FAST_STEPS = dict(language=60, llm=60, contrastive=220, generative=60, projector
 
 VISION = dict(
     image_size=IMAGE_SIZE,
-    patch_size=12,
+    patch_size=8,
     width=128,
     depth=4,
     heads=4,
@@ -33,7 +33,7 @@ VISION = dict(
     layer_scale=1.0,
 )
 TEXT = dict(
-    vocab_size=VOCAB, width=128, depth=2, heads=4, mlp_dim=256, cross_frequency=2, vision_width=0
+    vocab_size=VOCAB, width=128, depth=3, heads=4, mlp_dim=256, cross_frequency=2, vision_width=0
 )
 QLLAMA = dict(TEXT, vision_width=VISION["width"])
 LLM = dict(vocab_size=VOCAB, width=128, depth=3, heads=4, kv_heads=2, mlp_dim=384)
@@ -95,11 +95,13 @@ def _llm(config: ConfigDict) -> None:
 
 
 def _contrastive(config: ConfigDict) -> None:
-    """Stage 1: half of the patches masked, then a last part unmasked, as the paper does."""
+    """Stage 1: most patches masked, then a last part unmasked, as the paper does with half."""
     steps = config.train.steps
-    config.stage.update(name="contrastive", model=dict(INTERNVL, qllama=TEXT, queries=0), keep=1.0)
+    config.stage.update(
+        name="contrastive", model=dict(INTERNVL, qllama=TEXT, queries=0), text_length=16
+    )
     config.phases = (
-        dict(until=round(steps * 0.75), stage=dict(keep=0.5)),
+        dict(until=round(steps * 0.85), stage=dict(keep=1 / 3)),
         dict(until=steps, stage=dict(keep=1.0)),
     )
     config.init = dict(

@@ -8,7 +8,7 @@ from flax import nnx
 
 from internvl_jax.nn.attention import attend
 from internvl_jax.nn.norm import LayerNorm
-from internvl_jax.nn.param import normal, param, zeros
+from internvl_jax.nn.param import kernel_init, param, zeros
 
 
 class AttentionPool(nnx.Module):
@@ -23,7 +23,7 @@ class AttentionPool(nnx.Module):
             raise ValueError(
                 f"Attention pooling of width {width} does not split into {heads} heads."
             )
-        D, N, H, init = width, heads, width // heads, normal(0.02)
+        D, N, H, init = width, heads, width // heads, kernel_init(width)
         axes = ("pool_heads", "head_dim")
         self.norm_q, self.norm_k, self.norm_v = (
             LayerNorm(D, eps=1e-5, rngs=rngs) for _ in range(3)

@@ -18,7 +18,7 @@ from internvl_jax.nn.attention import VitAttention
 from internvl_jax.nn.embed import PatchEmbed, resize_positions
 from internvl_jax.nn.mlp import Mlp
 from internvl_jax.nn.norm import make_norm
-from internvl_jax.nn.param import constant, normal, param
+from internvl_jax.nn.param import constant, kernel_init, normal, param
 from internvl_jax.nn.regularize import drop_path, keep_tokens
 from internvl_jax.nn.stack import Stack
 from internvl_jax.sharding.rules import constrain
@@ -121,7 +121,7 @@ class Block(nnx.Module):
     """x += dp(ls1 * attn(norm1 x)); x += dp(ls2 * mlp(norm2 x))."""
 
     def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
-        D, init = cfg.width, normal(0.02)
+        D, init = cfg.width, kernel_init(cfg.width)
         self.norm1 = make_norm(cfg.norm, D, eps=cfg.eps, rngs=rngs)
         self.attn = VitAttention(
             D,
@@ -157,7 +157,7 @@ class InternViT(nnx.Module):
     def __init__(self, cfg: VitConfig, compute: Compute, *, rngs: nnx.Rngs):
         D = cfg.width
         self.cfg, self.compute = cfg, compute
-        self.patch = PatchEmbed(cfg.patch_size, D, rngs=rngs, init=normal(0.02))
+        self.patch = PatchEmbed(cfg.patch_size, D, rngs=rngs, init=kernel_init(D))
         self.cls = param(rngs, (D,), ("embed",), normal(0.02))
         self.pos = param(rngs, (1 + cfg.grid**2, D), (None, "embed"), normal(0.02))
         self.blocks = Stack(functools.partial(Block, cfg), cfg.depth, rngs=rngs)

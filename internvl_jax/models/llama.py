@@ -121,7 +121,8 @@ class DecoderLayer(nnx.Module):
     """Self-attention, then cross-attention for the query rows, then the feed-forward block."""
 
     def __init__(self, cfg: LlamaConfig, *, cross: bool, rngs: nnx.Rngs):
-        init, out_init = normal(0.02), normal(0.02 * (2 * cfg.depth) ** -0.5)
+        std = 0.02 * (3200 / cfg.width) ** 0.5
+        init, out_init = normal(std), normal(std * (2 * cfg.depth) ** -0.5)
         self.norm1 = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
         self.attn = DecoderAttention(
             cfg.width,

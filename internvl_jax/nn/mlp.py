@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from internvl_jax.nn.param import Initializer, normal, param, zeros
+from internvl_jax.nn.param import Initializer, kernel_init, param, zeros
 from internvl_jax.sharding.rules import constrain
 
 
@@ -21,10 +21,11 @@ class Mlp(nnx.Module):
         out: int | None = None,
         *,
         rngs: nnx.Rngs,
-        init: Initializer = normal(0.02),
+        init: Initializer | None = None,
         out_init: Initializer | None = None,
     ):
         out = width if out is None else out
+        init = init or kernel_init(width)
         self.fc1 = param(rngs, (width, hidden), ("embed", "mlp"), init)
         self.fc1_bias = param(rngs, (hidden,), ("mlp",), zeros)
         self.fc2 = param(rngs, (hidden, out), ("mlp", "embed"), out_init or init)

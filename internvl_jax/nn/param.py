@@ -19,6 +19,16 @@ def normal(stddev: float) -> Initializer:
     return nnx.initializers.truncated_normal(stddev)
 
 
+def kernel_init(width: int) -> Initializer:
+    """Initialisation of the matrices of a transformer of some width.
+
+    BEiT's 0.02 at InternViT-6B's width of 3,200, growing as width^-1/2 for narrower models, so that
+    activations start at the same size in a small model as in the large one. The released code has
+    no initialisation that works; this one is ours.
+    """
+    return normal(0.02 * (3200 / width) ** 0.5)
+
+
 def constant(value: float) -> Initializer:
     """Every entry the same."""
     return nnx.initializers.constant(value)
