@@ -12,23 +12,26 @@ FRAME_REPEATS = 50
 """Prompts and the template's words come with every row; their pieces should be whole words."""
 
 
-def make_corpus(concepts: Sequence[Concept]) -> list[str]:
+def make_corpus(
+    concepts: Sequence[Concept], languages: Sequence[str] = tuple(LANGUAGES)
+) -> list[str]:
     """Names, keywords, prompts and the words around questions.
 
     Args:
         concepts: those that may be trained on.
+        languages: of names, keywords and prompts.
 
     Returns:
         The texts, in a fixed order.
     """
     texts = []
     for concept in concepts:
-        texts += concept.names.values()
-        for words in concept.keywords.values():
-            texts += words
+        texts += [concept.names[code] for code in languages if code in concept.names]
+        for code in languages:
+            texts += concept.keywords.get(code, ())
     frame = [SUMMARIZE, VICUNA_V1.system, "USER: ASSISTANT:", "Yes", "No"]
-    frame += [caption_prompt(language) for language in LANGUAGES]
-    frame += LANGUAGES.values()
+    frame += [caption_prompt(language) for language in languages]
+    frame += [LANGUAGES[language] for language in languages]
     for questions in instructions.TEMPLATES.values():
         frame += [
             question.format(language="", first="", second="", name="") for question in questions

@@ -41,6 +41,7 @@ class Demo:
             from data_pipelines.build import build
 
             build("emoji", str(self.data), report=lambda line: print(f"  {line}", flush=True))
+            self._tokenizer()
         for stage in self.config.STAGES:
             if code := self._train(stage):
                 return code
@@ -49,6 +50,18 @@ class Demo:
         self._export()
         self._report()
         return 0
+
+    def _tokenizer(self) -> None:
+        from data_pipelines import text
+        from data_pipelines.corpus import make_corpus
+        from data_pipelines.datasets import open_dataset
+
+        path = self.runs / "tokenizer.model"
+        if not path.exists():
+            concepts = open_dataset("emoji", self.data).training_concepts()
+            corpus = make_corpus(concepts, self.config.LANGUAGES)
+            text.train(corpus, path, vocab_size=self.config.VOCAB)
+            print(f"  tokenizer of {self.config.VOCAB} ids from {len(corpus)} texts")
 
     def _train(self, stage: str) -> int:
         from internvl_jax.train.experiment import resolve
@@ -60,13 +73,13 @@ class Demo:
     def _settings(self, stage: str) -> Any:
         config = self.config.get_config(f"{stage},fast" if self.fast else stage)
         config.data.data_dir = str(self.data)
+        config.data.tokenizer = str(self.runs / "tokenizer.model")
         for source in config.get("init", {}).get("sources", ()):
             source["path"] = str(self.runs / pathlib.Path(source["path"]).name)
         return config
 
     def _evaluate(self, stage: str) -> None:
         """Judges a stage's model on the vendor that was never trained on; once per model."""
-        from data_pipelines.datasets import tokenizer_of
         from data_pipelines.text import Tokenizer
         from internvl_jax import pretrained
         from internvl_jax.evaluate import runner
@@ -76,7 +89,7 @@ class Demo:
         with self._part(f"{stage} judged"):
             trained, model, _ = pretrained.load(str(self.runs / stage))
             data = dict(self._settings(stage).data)
-            tokenizer = Tokenizer(tokenizer_of(data["dataset"], data["data_dir"]))
+            tokenizer = Tokenizer(data["tokenizer"])
             limit = 128 if self.fast else None
             common = dict(image_size=trained.image_size, languages=self.config.LANGUAGES)
             if stage == "contrastive":
