@@ -59,7 +59,9 @@ def scratch_from(init: Callable[[], PyTree], abstract: PyTree) -> Scratch:
             values = trees.flatten(init())
             return {path: values[path].astype(targets[path].dtype) for path in placement}
 
-        return jax.jit(chosen, out_shardings=placement)()
+        # It runs once: on a CPU, polishing the program would take longer than running it.
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return jax.jit(chosen, out_shardings=placement, compiler_options=options)()
 
     return scratch
 
