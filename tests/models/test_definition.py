@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import jax
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from internvl_jax.models.compute import Compute
 from internvl_jax.models.definition import Definition, flatten, unflatten
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVL, InternVLConfig
-from internvl_jax.models.llama import LlamaConfig
+from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.sharding.mesh import one_device
 
 CFG = InternVLConfig(
@@ -76,13 +77,24 @@ def test_trained_and_frozen_share_nothing(definition):
     assert {x.dtype for x in frozen.values()} == {jnp.dtype("bfloat16")}
 
 
-def test_fresh_makes_every_leaf_and_merge_takes_them_all(definition):
-    flat = flatten(jax.jit(definition.fresh, static_argnums=0)(0))
+def test_fresh_makes_every_leaf_from_its_seed():
+    cfg = dataclasses.replace(CFG.qllama, depth=1, cross_frequency=0, vision_width=0)
+    compute = Compute(dtype="float32", remat="none")
+    small = Definition.of(lambda rngs: Llama(cfg, compute, rngs=rngs), lambda path: True)
+    flat, again, other = (flatten(small.fresh(seed)) for seed in (0, 0, 1))
     assert {p: x.shape for p, x in flat.items()} == {
-        p: v.get_value().shape for p, v in definition.variables.items()
+        p: v.get_value().shape for p, v in small.variables.items()
     }
-    other = flatten(jax.jit(definition.fresh, static_argnums=0)(1))
-    assert not np.array_equal(flat["vision/pos"], other["vision/pos"])
+    np.testing.assert_array_equal(again["embedding"], flat["embedding"])
+    assert not np.array_equal(other["embedding"], flat["embedding"])
+
+
+def test_merge_puts_every_leaf_in_its_place(definition):
+    rng = np.random.default_rng(0)
+    flat = {
+        path: jnp.asarray(rng.normal(size=v.get_value().shape), jnp.float32)
+        for path, v in definition.variables.items()
+    }
     model = definition.merge(unflatten(flat))
     np.testing.assert_array_equal(model.vision.pos[...], flat["vision/pos"])
     kernel = model.qllama.periods.layers.rest[1].mlp.down[...]

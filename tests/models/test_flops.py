@@ -108,7 +108,7 @@ def products(jaxpr: Any) -> int:
 
 
 # Everything trained: within one percent. Frozen matrices: the formula counts two products for a
-# frozen layer, but the softmax's own two factors both receive gradients, and projectors are left out.
+# frozen layer, but both factors of an attention product receive gradients; projectors are left out.
 STEPS = {
     "stage0_language": ("", 0.01),
     "stage1_contrastive": ("", 0.01),

@@ -31,9 +31,7 @@ def run(model, ids=IDS, **options):
     return model(model.embed(ids), positions, causal_mask(ids > 0), **options)
 
 
-@pytest.mark.parametrize(
-    ("frequency", "depth"), [(0, 3), (2, 4), (3, 5), (3, 2)], ids=str
-)
+@pytest.mark.parametrize(("frequency", "depth"), [(0, 3), (2, 4), (3, 5), (3, 2)], ids=str)
 def test_periods_are_layers_in_turn(drawn, frequency, depth):
     """Every k-th layer cross-attends; scan over periods plus a tail equals a plain loop."""
     model = make(drawn, depth=depth, cross_frequency=frequency, vision_width=12 * (frequency > 0))
@@ -91,8 +89,12 @@ def test_cached_steps_equal_one_pass(drawn, options):
         out = model(x, positions[:, a:b], mask[:, a:b, :b], cache=cache)
         parts.append(out.hidden)
         new = out.kv
-        cache = new if cache is None else tuple(
-            jnp.concatenate([old, more], axis=2) for old, more in zip(cache, new, strict=True)
+        cache = (
+            new
+            if cache is None
+            else tuple(
+                jnp.concatenate([old, more], axis=2) for old, more in zip(cache, new, strict=True)
+            )
         )
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole.hidden, atol=5e-5)
     np.testing.assert_allclose(cache[0], whole.kv[0], atol=5e-5)

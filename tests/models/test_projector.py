@@ -35,7 +35,7 @@ def test_the_versions_differ_by_a_transposition():
 def test_tokens_that_do_not_tile_are_refused():
     with pytest.raises(ValueError, match="12 patch tokens are not a square grid"):
         pixel_unshuffle(jnp.zeros((1, 12, 2)))
-    with pytest.raises(ValueError, match="9 patch tokens .* 2x2 squares tile"):
+    with pytest.raises(ValueError, match=r"9 patch tokens .* 2x2 squares tile"):
         pixel_unshuffle(jnp.zeros((1, 9, 2)))
     with pytest.raises(ValueError, match="'v3': use 'v1' or 'v2'"):
         pixel_unshuffle(jnp.zeros((1, 4, 2)), 2, "v3")

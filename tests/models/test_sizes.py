@@ -122,7 +122,7 @@ def test_impossible_decoders(values, message):
 
 def test_impossible_combinations():
     plain = dataclasses.replace(TINY, cross_frequency=2, vision_width=13)
-    with pytest.raises(ValueError, match="must equal vision.width=12"):
+    with pytest.raises(ValueError, match=r"must equal vision.width=12"):
         InternVLConfig(vision=SMALL, qllama=plain, queries=3)
     with pytest.raises(ValueError, match="queries=0 builds no cross-attention"):
         InternVLConfig(vision=SMALL, qllama=plain, queries=0)
@@ -130,7 +130,7 @@ def test_impossible_combinations():
         ChatConfig(vision=SMALL, llm=TINY, queries=3)
     with pytest.raises(ValueError, match="would leave the language model blind"):
         ChatConfig(vision=SMALL, llm=TINY, projector="none")
-    with pytest.raises(ValueError, match="select_layer=-3 lies outside -2..-1"):
+    with pytest.raises(ValueError, match=r"select_layer=-3 lies outside -2..-1"):
         ChatConfig(vision=SMALL, llm=TINY, select_layer=-3)
     with pytest.raises(ValueError, match="Unknown projector 'linear'"):
         ChatConfig(vision=SMALL, llm=TINY, projector="linear")
