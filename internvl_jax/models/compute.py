@@ -14,7 +14,8 @@ class Compute:
     Attributes:
         dtype: activations and matrix products; norms, softmax and losses stay in float32.
         remat: what a layer's backward pass may keep, see `nn.stack.remat_policy`.
-        head_multiple: InternViT's heads are padded to a multiple of it (the mesh's tensor axis).
+        head_multiple: InternViT's heads are padded to a multiple of it; a run sees to it that its
+            mesh's tensor axis divides it.
     """
 
     dtype: str = "bfloat16"

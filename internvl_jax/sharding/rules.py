@@ -107,6 +107,11 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["replica"] * mesh.shape["fsdp"]
 
 
+def head_shards(mesh: Mesh) -> int:
+    """Over how many devices the attention heads of a layer are split."""
+    return mesh.shape["tensor"]
+
+
 def per_shard(fn: Callable[..., Any], batch: Mapping[str, jax.Array], *whole: Any) -> Any:
     """Runs a loss on each device's own rows; what it returns must be the same on all of them.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from internvl_jax.config import ConfigError, build
 from internvl_jax.sharding.mesh import MeshConfig
+from internvl_jax.sharding.rules import head_shards
 from internvl_jax.stages.finetune import FinetuneStage
 from internvl_jax.stages.registry import stage_from_config
 from internvl_jax.stages.stage import Stage
@@ -138,6 +142,13 @@ class Experiment:
             (p.until, _with(self.stage, p.stage, f"config.phases[{i}].stage"))
             for i, p in enumerate(self.phases)
         ]
+
+    def on(self, mesh: Mesh) -> Experiment:
+        """The same experiment with vision heads padded so that they split over the mesh."""
+        compute = self.stage.compute
+        multiple = math.lcm(compute.head_multiple, head_shards(mesh))
+        compute = dataclasses.replace(compute, head_multiple=multiple)
+        return dataclasses.replace(self, stage=dataclasses.replace(self.stage, compute=compute))
 
     def data_config(self, stage: Stage) -> dict[str, Any]:
         """The data pipeline's settings under a phase's stage."""

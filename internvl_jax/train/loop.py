@@ -62,6 +62,7 @@ def train(experiment: Experiment, workdir: str, *, title: str = "") -> int:
         ConfigError, CheckpointMismatch, CheckpointError: one sentence each.
     """
     mesh = make_mesh(experiment.mesh)
+    experiment = experiment.on(mesh)
     with jax.set_mesh(mesh), Preemption() as preemption:
         run = Run(experiment, workdir, mesh, title or experiment.stage.name)
         try:
