@@ -10,8 +10,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import tiny
-from internvl_jax.stages.generative import TRAIN_ALL, TRAIN_QUERIES
 
+TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
+TRAIN_ALL = ("",)
 STEPS = 80_000
 BATCH = 20_480
 

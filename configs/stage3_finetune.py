@@ -10,8 +10,9 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs import tiny
-from internvl_jax.stages.finetune import TRAIN_MLP, TRAIN_MLP_AND_LLM
 
+TRAIN_MLP = ("projector/", "query_projector/")
+TRAIN_MLP_AND_LLM = (*TRAIN_MLP, "llm/")
 LLMS = {
     "7b": dict(vocab_size=32000, width=4096, depth=32, heads=32, mlp_dim=11008, eps=1e-5),
     "13b": dict(vocab_size=32000, width=5120, depth=40, heads=40, mlp_dim=13824, eps=1e-5),

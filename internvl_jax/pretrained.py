@@ -11,10 +11,11 @@ from internvl_jax.checkpoint import CheckpointSource, Transfer
 from internvl_jax.checkpoint.storage import find_step, load_meta
 from internvl_jax.checkpoint.transfer import load as transfer
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import Definition, flatten, unflatten
+from internvl_jax.models.definition import Definition
 from internvl_jax.sharding.mesh import one_device
 from internvl_jax.stages.registry import stage_from_config
 from internvl_jax.stages.stage import Stage
+from internvl_jax.tree import flatten, unflatten
 
 
 def load(

@@ -125,7 +125,9 @@ class Demo:
         from internvl_jax.convert import native
 
         if not native.available():
-            print("  torch and transformers are not installed: the export was not compared with them.")
+            print(
+                "  torch and transformers are not installed: the export was not compared with them."
+            )
             return {}
         import numpy as np
 
@@ -134,7 +136,9 @@ class Demo:
 
         data = dict(self._settings("generative").data, image_size=self.config.IMAGE_SIZE)
         pictures = gallery(data, split="held_out", which="judged").images[:16]
-        worst = native.check_vision_with_transformers(folder, np.asarray(normalize_images(pictures)))
+        worst = native.check_vision_with_transformers(
+            folder, np.asarray(normalize_images(pictures))
+        )
         print(f"  transformers' InternVLVisionModel differs by at most {worst:.1e}.")
         return {"export.transformers_max_abs_difference": worst}
 
@@ -161,7 +165,8 @@ class Demo:
                 figures,
                 examples,
                 curves=[
-                    read_curve(str(self.runs / stage), TITLES[stage]) for stage in self.config.STAGES
+                    read_curve(str(self.runs / stage), TITLES[stage])
+                    for stage in self.config.STAGES
                 ],
                 facts={"duration": total, "device": device()},
                 training=(
@@ -174,7 +179,9 @@ class Demo:
                 languages=self.config.LANGUAGES,
             ),
         )
-        print(f"\nFigures: {self.runs / 'metrics.json'}\nPage:    {page}\nWeights: {self.runs / 'export'}")
+        print(
+            f"\nFigures: {self.runs / 'metrics.json'}\nPage:    {page}\nWeights: {self.runs / 'export'}"
+        )
 
     def _commands(self) -> list[tuple[str, str]]:
         fast = ",fast" if self.fast else ""

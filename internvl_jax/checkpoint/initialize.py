@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from internvl_jax.checkpoint import tree as trees
+from internvl_jax import tree as trees
 from internvl_jax.checkpoint.manager import Checkpoints
 from internvl_jax.checkpoint.transfer import Report, Transfer, load
 

@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from internvl_jax import tree as trees
 from internvl_jax.checkpoint import storage
-from internvl_jax.checkpoint import tree as trees
 from internvl_jax.checkpoint.integrity import IntegrityError, fingerprints
 from internvl_jax.checkpoint.storage import CheckpointError, Leaf, Meta
 

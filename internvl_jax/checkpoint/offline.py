@@ -14,7 +14,7 @@ import numpy as np
 import tensorstore
 from etils import epath
 
-from internvl_jax.checkpoint import tree as trees
+from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import HostFingerprint
 from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta, open_stores
 

@@ -24,7 +24,7 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from internvl_jax.checkpoint import tree as trees
+from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import describe, fingerprints
 
 DIRECTORY = "checkpoints"

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from internvl_jax import tree as trees
 from internvl_jax.checkpoint import storage
-from internvl_jax.checkpoint import tree as trees
 from internvl_jax.checkpoint.integrity import describe
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]

@@ -17,7 +17,8 @@ from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, load
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, definition, key_map
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import Definition, flatten
+from internvl_jax.models.definition import Definition
+from internvl_jax.tree import flatten
 
 EXACT = Compute(dtype="float32", remat="none")
 Arrays = dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from flax import nnx
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, definition, key_map, some
 from internvl_jax.convert.names import Shape
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import flatten, unflatten
+from internvl_jax.tree import flatten, unflatten
 
 # Buffers that old LLaMA files carry and nothing reads: the rotary frequencies are computed.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")

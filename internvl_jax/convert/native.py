@@ -14,8 +14,8 @@ from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, load, module
 from internvl_jax.convert.key_maps import VitConfig, key_map
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import flatten
 from internvl_jax.models.internvl import InternVLConfig
+from internvl_jax.tree import flatten
 
 
 def available() -> bool:

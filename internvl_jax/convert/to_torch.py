@@ -21,9 +21,9 @@ from internvl_jax.checkpoint.storage import find_step, load_meta
 from internvl_jax.convert.architectures import official_config
 from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, some
-from internvl_jax.models.definition import flatten
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.stages.registry import stage_from_config
+from internvl_jax.tree import flatten
 
 DTYPES: dict[str, Any] = {
     "float32": np.float32,

@@ -16,29 +16,9 @@ from jax.sharding import Mesh
 
 from internvl_jax.nn.param import axes_of
 from internvl_jax.sharding.rules import parameter_sharding
+from internvl_jax.tree import flatten, unflatten
 
 Tree = dict[str, Any]
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> ``{"a/b/c": leaf}``, in the tree's order."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}/{key}" if prefix else str(key)
-        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """The inverse of `flatten`."""
-    tree: Tree = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree
 
 
 @dataclasses.dataclass(frozen=True)

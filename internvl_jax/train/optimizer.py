@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from internvl_jax.models.definition import Tree, flatten, unflatten
+from internvl_jax.models.definition import Tree
+from internvl_jax.tree import flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True)

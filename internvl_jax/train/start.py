@@ -20,11 +20,12 @@ from internvl_jax.checkpoint import (
     initialize,
     scratch_from,
 )
-from internvl_jax.models.definition import Definition, Tree, flatten, unflatten
+from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.nn.embed import resize_positions
 from internvl_jax.sharding.rules import replicated
 from internvl_jax.train.experiment import Experiment, InitConfig
 from internvl_jax.train.step import TrainState, initial_state
+from internvl_jax.tree import flatten, unflatten
 
 
 class JoinedSource:

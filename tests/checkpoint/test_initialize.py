@@ -19,7 +19,7 @@ from internvl_jax.checkpoint import (
     scratch_from,
 )
 from internvl_jax.checkpoint.transfer import load, plan
-from internvl_jax.checkpoint.tree import flatten, unflatten
+from internvl_jax.tree import flatten, unflatten
 
 
 def arrays(seed=0):

@@ -15,11 +15,11 @@ from internvl_jax.config import ConfigError
 from internvl_jax.convert.architectures import model_config, official_config
 from internvl_jax.convert.from_torch import Tensors, WeightsError, load
 from internvl_jax.convert.key_maps import key_map
-from internvl_jax.models.definition import flatten
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
 from internvl_jax.models.llama import LlamaConfig
+from internvl_jax.tree import flatten
 
 CFG = VitConfig(image_size=14, patch_size=7, width=8, depth=2, heads=2, mlp_dim=9)
 

@@ -14,11 +14,11 @@ import pytest
 from internvl_jax.convert.from_torch import load
 from internvl_jax.convert.key_maps import ModelConfig, key_map
 from internvl_jax.models import presets
-from internvl_jax.models.definition import flatten
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
 from internvl_jax.models.llama import LlamaConfig
+from internvl_jax.tree import flatten
 
 TOWER = "model.vision_tower.vision_tower."
 GLUE = "model.mm_projector."

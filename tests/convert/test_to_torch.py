@@ -19,7 +19,6 @@ from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, WeightsError, load
 from internvl_jax.convert.key_maps import key_map
 from internvl_jax.convert.to_torch import export
-from internvl_jax.models.definition import flatten, unflatten
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.llama import LlamaConfig
@@ -28,6 +27,7 @@ from internvl_jax.stages.generative import GenerativeStage
 from internvl_jax.stages.language import LanguageStage
 from internvl_jax.stages.registry import stage_to_config
 from internvl_jax.stages.stage import Stage
+from internvl_jax.tree import flatten, unflatten
 
 VIT = VitConfig(image_size=14, patch_size=7, width=8, depth=2, heads=2, mlp_dim=9)
 TEXT = LlamaConfig(

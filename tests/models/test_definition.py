@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import Definition, flatten, unflatten
+from internvl_jax.models.definition import Definition
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVL, InternVLConfig
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.sharding.mesh import one_device
+from internvl_jax.tree import flatten, unflatten
 
 CFG = InternVLConfig(
     vision=VitConfig(image_size=16, patch_size=8, width=12, depth=2, heads=3, mlp_dim=16),

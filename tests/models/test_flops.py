@@ -18,12 +18,13 @@ import pytest
 from flax import nnx
 
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import Definition, unflatten
+from internvl_jax.models.definition import Definition
 from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.qllama import causal_mask
 from internvl_jax.train.experiment import resolve
 from internvl_jax.train.step import value_and_grad
+from internvl_jax.tree import unflatten
 
 EXACT = Compute(dtype="float32", remat="none")
 
