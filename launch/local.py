@@ -91,7 +91,9 @@ class Demo:
             data = dict(self._settings(stage).data)
             tokenizer = Tokenizer(data["tokenizer"])
             limit = 128 if self.fast else None
-            common = dict(image_size=trained.image_size, languages=self.config.LANGUAGES)
+            common: dict[str, Any] = dict(
+                image_size=trained.image_size, languages=self.config.LANGUAGES
+            )
             if stage == "contrastive":
                 figures, examples = runner.evaluate_contrastive(
                     model, tokenizer, data, mode="C", text_length=trained.text_length, **common
@@ -112,7 +114,7 @@ class Demo:
             self._write(f"{stage}/evaluation.json", {"figures": figures, "examples": examples})
 
     def _export(self) -> None:
-        """The stage-2 model under the official names, compared with transformers where it can be."""
+        """The stage-2 model under the official names, compared with transformers if it is there."""
         from internvl_jax.convert.to_torch import export_checkpoint
 
         folder = self.runs / "export"
@@ -125,9 +127,7 @@ class Demo:
         from internvl_jax.convert import native
 
         if not native.available():
-            print(
-                "  torch and transformers are not installed: the export was not compared with them."
-            )
+            print("  transformers is not installed: the export was not compared with it.")
             return {}
         import numpy as np
 
@@ -171,17 +171,15 @@ class Demo:
                 facts={"duration": total, "device": device()},
                 training=(
                     "Three vendors' emoji drawings and their names in "
-                    f"{len(self.config.LANGUAGES)} languages, {total} on {device()}, data, training, "
-                    "judging and export together."
+                    f"{len(self.config.LANGUAGES)} languages, {total} on {device()}: data, "
+                    "training, judging and export together."
                 ),
                 commands=self._commands(),
                 attribution=attribution,
                 languages=self.config.LANGUAGES,
             ),
         )
-        print(
-            f"\nFigures: {self.runs / 'metrics.json'}\nPage:    {page}\nWeights: {self.runs / 'export'}"
-        )
+        print(f"\nFigures: {self.runs}/metrics.json\nPage:    {page}\nWeights: {self.runs}/export")
 
     def _commands(self) -> list[tuple[str, str]]:
         fast = ",fast" if self.fast else ""
@@ -236,7 +234,7 @@ def device() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code (0 done, 75 stopped and saved, 78 something missing)."""
+    """The command line; returns the exit code: 0 done, 75 stopped and saved, 78 not possible."""
     parser = argparse.ArgumentParser(prog="python -m launch.local", description=__doc__)
     parser.add_argument("--fast", action="store_true", help="a glance: a sixth of the steps")
     parser.add_argument("--runs", type=pathlib.Path, help="where to (default: runs/demo[_fast])")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,7 @@ def check_vision_with_transformers(folder: str | Path, images: np.ndarray) -> fl
     keys = key_map(cfg, "native")
     flat = flatten(params)
     weights = {name: torch.from_numpy(keys.to_official(flat, name)) for name in keys.entries}
+    options: dict[str, Any] = dict(attn_implementation="eager")
     theirs = InternVLVisionModel(
         InternVLVisionConfig(
             hidden_size=cfg.width,
@@ -65,7 +67,7 @@ def check_vision_with_transformers(folder: str | Path, images: np.ndarray) -> fl
             patch_size=(cfg.patch_size, cfg.patch_size),
             hidden_act="gelu",
             use_mean_pooling=True,  # no norm after the last block, as in the original
-            attn_implementation="eager",
+            **options,
         )
     )
     theirs.load_state_dict(weights, strict=True)

@@ -21,6 +21,7 @@ from internvl_jax.checkpoint.storage import find_step, load_meta
 from internvl_jax.convert.architectures import official_config
 from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, some
+from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.stages.registry import stage_from_config
 from internvl_jax.tree import flatten
@@ -73,6 +74,8 @@ def export(
         raise WeightsError(f"The dtype {dtype!r} cannot be written: use {', '.join(DTYPES)}.")
     if destination.exists() and not overwrite:
         raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
+    if not isinstance(cfg, (InternVLConfig, VitConfig)):
+        raise WeightsError("Only InternVL and InternViT models have official names to export to.")
     keys = key_map(cfg, naming)
     flat = _checked(params, keys)
     described = {**official_config(cfg, naming), **(config or {})}

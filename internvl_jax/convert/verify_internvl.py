@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def internvl_g(case: Case) -> Arrays:
         positions = jnp.broadcast_to(jnp.arange(Q), x.shape[:2])
         mask = jnp.ones((1, Q, Q), bool)
         qllama = model.qllama
-        layers = qllama(x, positions, mask, vision=vision, queries=Q, collect=True).layers
+        layers: Any = qllama(x, positions, mask, vision=vision, queries=Q, collect=True).layers
         result |= {f"qllama.layer{i}": y for i, y in enumerate(layers)}
         rope = rope_tables(positions, qllama.cfg.H, qllama.cfg.rope_theta)
         for i in sorted(i for i in taps if i < depth):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def internvit(case: Case) -> Arrays:
 
     def forward(model: InternViT) -> dict[str, jax.Array]:
         embedded = model.embed(images)
-        out = model(images, hidden=True)
+        out: Any = model(images, hidden=True)
         hidden = jnp.concatenate([embedded[None], out.hidden])
         result = {
             "embeddings": embedded,
@@ -80,7 +81,8 @@ def internvit_interp(case: Case) -> Arrays:
         result = {}
         for size in sizes:
             images = case.images(f"{size}.pixel_values")
-            grid = tuple(n // model.cfg.patch_size for n in images.shape[1:3])
+            rows, columns = (n // model.cfg.patch_size for n in images.shape[1:3])
+            grid = (rows, columns)
             result[f"{size}.position_embedding"] = resize_positions(model.pos[...], grid)[None]
             result[f"{size}.embeddings"] = model.embed(images)
             result[f"{size}.last_hidden_state"] = model(images).tokens
