@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import tiny
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
-TRAIN_ALL = ("",)
+TRAIN_ALL = ("(?!qllama/lm_head)",)  # everything that the retrieval loss reaches
 STEPS = 80_000
 BATCH = 20_480
 

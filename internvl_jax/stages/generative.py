@@ -28,8 +28,6 @@ from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
 """What stage 2 trains: 1.01 of 13.8 billion parameters."""
-TRAIN_ALL = ("(?!qllama/lm_head)",)
-"""What retrieval fine-tuning trains: everything its loss reaches."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -184,7 +184,8 @@ def test_images_are_normalised_with_imagenets_statistics():
 
 def test_deep_blocks_start_smaller():
     """BEiT's initialisation: the output projections of block l shrink by sqrt(2 l)."""
-    spread_of_init = 0.02 * 0.8796  # a normal of 0.02, cut off at two standard deviations
+    # 0.02 at the width of 3,200, cut off at two standard deviations.
+    spread_of_init = 0.02 * (3200 / 80) ** 0.5 * 0.8796
     cfg = dataclasses.replace(CFG, width=80, mlp_dim=400)
     layers = InternViT(cfg, EXACT, rngs=nnx.Rngs(0)).blocks.layers
     for kernel in (layers.attn.out[...], layers.mlp.fc2[...]):

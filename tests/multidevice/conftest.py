@@ -26,7 +26,7 @@ from internvl_jax.sharding.mesh import MeshConfig, make_mesh
 from internvl_jax.sharding.rules import batch_sharding
 from internvl_jax.stages.contrastive import ContrastiveStage
 from internvl_jax.stages.finetune import FinetuneStage
-from internvl_jax.stages.generative import TRAIN_ALL, GenerativeStage
+from internvl_jax.stages.generative import GenerativeStage
 from internvl_jax.stages.language import LanguageStage
 from internvl_jax.stages.stage import Stage
 from internvl_jax.train.experiment import Experiment, TrainConfig
@@ -63,7 +63,7 @@ STAGES: dict[str, Stage] = {
     "retrieval": GenerativeStage(
         model=G,
         variant="retrieval",
-        trainable_paths=TRAIN_ALL,
+        trainable_paths=("(?!qllama/lm_head)",),
         image_size=32,
         chunk=16,
         layer_decay=0.9,
