@@ -1,7 +1,7 @@
 """The demo: a small InternVL through every stage on emoji pictures and their names.
 
 ``--config=configs/demo.py:STAGE`` with one of `STAGES`, or ``STAGE,fast`` for a glance. Runs live
-in ``runs/demo``; `launch.local` drives them in order. Sizes and steps suit two CPU cores.
+in ``runs/demo`` or ``runs/demo_fast``; `launch.local` drives them in order. Sizes and steps suit two CPU cores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 STAGES = ("language", "llm", "contrastive", "generative", "projector", "chat")
-RUNS = "runs/demo"
 LANGUAGES = ("en", "zh", "ja", "ar", "it")
 VOCAB = 5000
 QUERIES = 8
@@ -44,6 +43,7 @@ COMPUTE = dict(dtype="float32", remat="none")
 def get_config(arg: str = "contrastive") -> ConfigDict:
     """Args: arg: a stage of `STAGES`, with ``,fast`` for fewer steps."""
     stage, *more = arg.split(",")
+    runs = "runs/demo_fast" if more else "runs/demo"
     if stage not in STAGES or more not in ([], ["fast"]):
         raise ValueError(
             f"Unknown argument {arg!r}: use one of {', '.join(STAGES)}, or STAGE,fast."
@@ -52,7 +52,7 @@ def get_config(arg: str = "contrastive") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.stage = dict(compute=COMPUTE, text_length=TEXT_LENGTH, image_size=IMAGE_SIZE)
-    config.mesh = dict(replica=1, fsdp=1, tensor=1)
+    config.mesh = dict(replica=-1, fsdp=1, tensor=1)
     config.optim = dict(
         peak_lr=1e-3, warmup=0.05, schedule="cosine", b2=0.98, weight_decay=0.1, clip_norm=1.0
     )
@@ -70,25 +70,25 @@ def get_config(arg: str = "contrastive") -> ConfigDict:
         dataset="emoji",
         data_dir="data",
         # Trained on these five languages alone: a small vocabulary keeps the logits small.
-        tokenizer=f"{RUNS}/tokenizer.model",
+        tokenizer=f"{runs}/tokenizer.model",
         languages=LANGUAGES,
         crop_scale=(0.6, 1.0),
         # Flags are told apart by colours that a 48 px picture hardly shows.
         skip_groups=("Flags",),
         threads=1,
     )
-    globals()[f"_{stage}"](config)
+    globals()[f"_{stage}"](config, runs)
     return config
 
 
-def _language(config: ConfigDict) -> None:
+def _language(config: ConfigDict, runs: str) -> None:
     """Stage 0 of QLLaMA's decoder."""
     config.stage.update(name="language", model=TEXT, chunk=CHUNK)
     config.optim.peak_lr = 2e-3
     config.train.global_batch = 64
 
 
-def _llm(config: ConfigDict) -> None:
+def _llm(config: ConfigDict, runs: str) -> None:
     """Stage 0 of the dialogue model's LLM."""
     config.stage.update(name="language", model=LLM, text_length=CHAT_LENGTH // 2, chunk=CHUNK)
     config.optim.peak_lr = 2e-3
@@ -97,7 +97,7 @@ def _llm(config: ConfigDict) -> None:
     config.data.max_questions = 1
 
 
-def _contrastive(config: ConfigDict) -> None:
+def _contrastive(config: ConfigDict, runs: str) -> None:
     """Stage 1: most patches masked, then a last part unmasked, as the paper does with half."""
     steps = config.train.steps
     config.stage.update(
@@ -108,12 +108,12 @@ def _contrastive(config: ConfigDict) -> None:
         dict(until=steps, stage=dict(keep=1.0)),
     )
     config.init = dict(
-        sources=(dict(path=f"{RUNS}/language", rename=(("llm", "qllama"),)),),
+        sources=(dict(path=f"{runs}/language", rename=(("llm", "qllama"),)),),
         new_ok=(r"vision/.*", r"clip_projector/.*", r"text_projection", r"logit_scale"),
     )
 
 
-def _generative(config: ConfigDict) -> None:
+def _generative(config: ConfigDict, runs: str) -> None:
     """Stage 2: the queries learn to read the frozen tower."""
     config.stage.update(
         name="generative",
@@ -124,29 +124,29 @@ def _generative(config: ConfigDict) -> None:
     config.optim.update(peak_lr=2e-3, weight_decay=0.05)
     config.train.global_batch = 64
     config.init = dict(
-        sources=(dict(path=f"{RUNS}/contrastive"),),
+        sources=(dict(path=f"{runs}/contrastive"),),
         new_ok=(r"query_tokens", r".*/cross/.*", r"clip_projector2/.*", r"itm_.*"),
     )
 
 
-def _chat(config: ConfigDict) -> None:
+def _chat(config: ConfigDict, runs: str) -> None:
     """Stage 3, second step: projectors and LLM, from the first step."""
-    _finetune(config)
-    config.init = dict(sources=(dict(path=f"{RUNS}/projector"),))
+    _finetune(config, runs)
+    config.init = dict(sources=(dict(path=f"{runs}/projector"),))
 
 
-def _projector(config: ConfigDict) -> None:
+def _projector(config: ConfigDict, runs: str) -> None:
     """Stage 3, first step: only the projectors, from stage 2 and the LLM of stage 0."""
-    _finetune(config)
+    _finetune(config, runs)
     config.stage.trainable_paths = ("projector/", "query_projector/")
     config.init = dict(
-        sources=(dict(path=f"{RUNS}/generative"), dict(path=f"{RUNS}/llm")),
+        sources=(dict(path=f"{runs}/generative"), dict(path=f"{runs}/llm")),
         new_ok=(r"projector/.*", r"query_projector/.*"),
         dropped_ok=(r"clip_projector2?/.*", r"itm_.*", r"text_projection", r"logit_scale"),
     )
 
 
-def _finetune(config: ConfigDict) -> None:
+def _finetune(config: ConfigDict, runs: str) -> None:
     """Queries and unshuffled patches (``mlp1``) together into a small LLM."""
     config.stage.update(
         name="finetune",

@@ -3,13 +3,12 @@
 A stage says *what* is learned, a model says *what an axis means*, one rules table says *where* it
 lives. Each verb is a package with a door, `python -m internvl_jax.<verb> --help`:
 
-    train     run a stage           plan      compile it ahead of time, without the accelerator
-    evaluate  judge a checkpoint    generate  captions and dialogue
-    convert   PyTorch weights in and out, and the proof that both models agree (`verify`)
+    train     run a stage    generate  captions and dialogue with a trained model
+    convert   PyTorch weights out, and the proof that both models agree (`verify`)
 
 What they stand on: `nn` (blocks), `models`, `losses`, `stages`, `sharding`, `checkpoint`,
-`observe`, `batch` (what a batch holds), `config`, `chips`. Data comes from `data_pipelines`.
-Importing this package loads nothing else.
+`evaluate`, `observe`, `batch` (what a batch holds), `config`, `chips`.
+Data comes from `data_pipelines`. Importing this package loads nothing else.
 """
 
 __version__ = "0.1.0"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
+import runpy
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -138,50 +140,114 @@ def resolved_text(value: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(main: Callable[[Any, Any], int], define_flags: Callable[[Any], None] | None = None) -> None:
+def load(spec: str) -> Any:
+    """The ConfigDict of ``FILE.py[:argument]``.
+
+    Raises:
+        ConfigError: the file is missing or broken, or refuses the argument.
+    """
+    path, _, argument = spec.partition(":")
+    if not os.path.isfile(path):
+        raise ConfigError(f"The configuration file {path} does not exist: check --config.")
+    try:
+        module = runpy.run_path(path)
+        return module["get_config"](*([argument] if argument else []))
+    except KeyError:
+        raise ConfigError(f"{path} has no get_config: it is no configuration file.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def complete(config: Any, cls: type) -> Any:
+    """Fills a ConfigDict in place with a dataclass' defaults, so that any can be overridden.
+
+    Args:
+        config: a ConfigDict with some of the fields of `cls`.
+        cls: a dataclass.
+
+    Returns:
+        The same ConfigDict.
+    """
+    from ml_collections import config_dict
+
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        options = [a for a in typing.get_args(hint) if a is not type(None)] if union else [hint]
+        optional = union and type(None) in typing.get_args(hint)
+        nested = next((o for o in options if dataclasses.is_dataclass(o)), None)
+        present = field.name in config and config[field.name] is not None
+        if nested is not None:
+            if not present and optional:
+                continue
+            if not present:
+                config[field.name] = config_dict.ConfigDict(to_dict(_default(field) or {}))
+            complete(config[field.name], nested)  # type: ignore[arg-type]
+        elif not present and optional and options[0] in (int, float, str):
+            config[field.name] = config_dict.placeholder(options[0])
+        elif not present and (value := _default(field)) is not None:
+            config[field.name] = value
+    return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def run(
+    main: Callable[[Any, Any], int],
+    define_flags: Callable[[Any], None] | None = None,
+    fill: Callable[[Any], Any] = lambda config: config,
+) -> None:
     """Entry point of a verb that takes ``--config=FILE[:argument]`` and ``--config.a.b=value``.
+
+    Whatever is wrong with the command line is said in one sentence, and the process ends with 78.
 
     Args:
         main: called with the ConfigDict and the absl flag values; its result is the exit code.
         define_flags: adds the verb's own flags, given the ``absl.flags`` module.
+        fill: completes the ConfigDict with defaults before the overrides are applied.
     """
     from absl import app, flags
     from ml_collections import config_flags
 
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "Configuration file, FILE.py[:argument]."
-    )
     if define_flags is not None:
         define_flags(flags)
+    given = [a for a in sys.argv[1:] if a.startswith(("--config=", "-config="))]
+    rest = [a for a in sys.argv if a not in given]
+    try:
+        if not given and not {"--help", "--helpfull", "-h", "--helpshort"} & set(rest):
+            raise ConfigError("No configuration: give --config=configs/NAME.py[:argument].")
+        config = fill(load(given[-1].partition("=")[2])) if given else None
+        if config is not None:
+            config_flags.DEFINE_config_dict("config", config, sys_argv=rest)
+    except ConfigError as error:
+        _refuse(str(error))
+    except (AttributeError, KeyError) as error:  # ml_collections: "'x'\nDid you mean ..."
+        message = str(error.args[0]).replace("\\n", " ").replace("\n", " ").replace("\\'", "'")
+        name, _, hint = message.strip("\"' ").partition("' ")
+        _refuse(f"The configuration has no setting '{name.strip(chr(39))}'. {hint}".strip())
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return app.parse_flags_with_usage(argv)
-        except (AttributeError, KeyError) as error:
-            message = str(error.args[0]).replace("\\n", " ").replace("\n", " ").strip("'\"")
-            print(f"The configuration has no setting {message}", file=sys.stderr)
-            raise SystemExit(EXIT_CONFIG) from None
-        except FileNotFoundError as error:
-            print(
-                f"The configuration file {error.filename} does not exist: check --config.",
-                file=sys.stderr,
-            )
-            raise SystemExit(EXIT_CONFIG) from None
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            _refuse(" ".join(str(error).split()))
 
     def body(argv: list[str]) -> int:
         if len(argv) > 1:
-            print(
-                f"Unexpected argument {argv[1]!r}: settings are given as --config.name=value.",
-                file=sys.stderr,
-            )
-            return EXIT_CONFIG
-        if holder.value is None:
-            print("No configuration: give --config=configs/NAME.py[:argument].", file=sys.stderr)
-            return EXIT_CONFIG
+            _refuse(f"Unexpected argument {argv[1]!r}: settings are given as --config.name=value.")
         try:
-            return main(holder.value, flags.FLAGS)
+            return main(config, flags.FLAGS)
         except ConfigError as error:
-            print(f"{error}", file=sys.stderr)
-            return EXIT_CONFIG
+            _refuse(str(error))
 
-    app.run(body, flags_parser=parse)
+    app.run(body, argv=rest, flags_parser=parse)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(EXIT_CONFIG)

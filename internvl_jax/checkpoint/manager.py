@@ -89,7 +89,7 @@ class Checkpoints:
             raise ValueError(f"keep={keep} and keep_every={keep_every} must be at least 1.")
         if best_mode not in ("max", "min"):
             raise ValueError(f"best_mode is {best_mode!r}; it must be 'max' or 'min'.")
-        self.directory = epath.Path(workdir) / storage.DIRECTORY
+        self.directory = storage.absolute(workdir) / storage.DIRECTORY
         self._stacked = stacked
         self._best = best_metric, (1 if best_mode == "max" else -1)
         self._scores: dict[int, float] = {}

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -128,7 +129,7 @@ def load_meta(step_dir: epath.PathLike) -> Meta:
     Raises:
         CheckpointError: it is missing, unreadable or altered.
     """
-    step_dir = epath.Path(step_dir)
+    step_dir = absolute(step_dir)
     try:
         document = json.loads((step_dir / "meta" / "metadata").read_text())
         content = document["content"]
@@ -146,6 +147,19 @@ def load_meta(step_dir: epath.PathLike) -> Meta:
     return Meta(content["step"], leaves, content["user"], content["metrics"])
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path as the libraries below need it: local ones absolute, addresses as they are.
+
+    Args:
+        path: local or ``gs://``, as a user writes it.
+
+    Returns:
+        The path.
+    """
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
 def committed_steps(directory: epath.PathLike) -> list[int]:
     """Steps in a directory whose writing was finished.
 
@@ -155,7 +169,7 @@ def committed_steps(directory: epath.PathLike) -> list[int]:
     Returns:
         The steps, ascending; empty where the directory doesn't exist.
     """
-    directory = epath.Path(directory)
+    directory = absolute(directory)
     if not directory.exists():
         return []
     found = [p for p in directory.iterdir() if p.name.isdigit() and (p / COMMITTED).exists()]
@@ -175,7 +189,7 @@ def find_step(path: epath.PathLike, step: int | None = None) -> epath.Path:
     Raises:
         CheckpointError: there is no such step.
     """
-    path = epath.Path(path)
+    path = absolute(path)
     if step is None and path.name.isdigit() and (path / COMMITTED).exists():
         return path
     for directory in (path / DIRECTORY, path):
@@ -353,7 +367,7 @@ def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[st
     Raises:
         ValueError: an array can't be opened (as TensorStore puts it).
     """
-    base = str(epath.Path(step_dir) / "state") + "/"
+    base = str(absolute(step_dir) / "state") + "/"
     base = base if "://" in base else f"file://{base}"
     context = tensorstore.Context({"file_io_concurrency": {"limit": 128}})
     opened = {}

@@ -1,4 +1,4 @@
-"""Attention pooling: one query, the mean of all tokens, reads the tokens (paper, section 3.3)."""
+"""Attention pooling: one query, the mean of all tokens, reads the tokens (paper, section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InternVL-C and InternVL-G: the two towers, the queries and the heads (paper, section 3.3)."""
+"""InternVL-C and InternVL-G: the two towers, the queries and the heads (paper, section 3.2)."""
 
 from __future__ import annotations
 

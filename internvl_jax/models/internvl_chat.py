@@ -1,4 +1,4 @@
-"""InternVL-Chat: a vision tower and/or QLLaMA glued into a language model (paper, section 3.4)."""
+"""InternVL-Chat: a vision tower and/or QLLaMA glued into a language model (paper, Fig. 4d)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ ITM                               full   full   full   full
 ITG and generation                full   no     full   causal
 ================================  =====  =====  =====  ======
 
-Columns of padding are always blocked (https://arxiv.org/abs/2312.14238, section 3.3, and the
+Columns of padding are always blocked (https://arxiv.org/abs/2312.14238, section 3.2, and the
 masks of the released stage-2 loss).
 """
 

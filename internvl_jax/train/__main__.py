@@ -17,6 +17,12 @@ def _flags(flags: Any) -> None:
     flags.DEFINE_bool("print_config", False, "Print every resolved setting and stop.")
 
 
+def _fill(config: Any) -> Any:
+    from internvl_jax.train.experiment import completed
+
+    return completed(config)
+
+
 def main(config: Any, flags: Any) -> int:
     """Resolves the config, joins the pod, trains; returns the exit code."""
     from internvl_jax.config import resolved_text
@@ -49,4 +55,4 @@ def main(config: Any, flags: Any) -> int:
 
 
 if __name__ == "__main__":
-    run(main, _flags)
+    run(main, _flags, _fill)

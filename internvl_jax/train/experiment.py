@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from internvl_jax.config import ConfigError, build
+from internvl_jax.config import ConfigError, build, complete
 from internvl_jax.sharding.mesh import MeshConfig
 from internvl_jax.sharding.rules import head_shards
 from internvl_jax.stages.finetune import FinetuneStage
-from internvl_jax.stages.registry import stage_from_config
+from internvl_jax.stages.registry import STAGES, stage_from_config
 from internvl_jax.stages.stage import Stage
 from internvl_jax.train.optimizer import OptimConfig
 
@@ -180,3 +181,27 @@ def resolve(config: Any) -> Experiment:
         raise ConfigError("config.stage is missing: give it a name and settings.")
     values["stage"] = stage_from_config(values["stage"])
     return build(Experiment, values)
+
+
+def completed(config: Any) -> Any:
+    """A ConfigDict with every setting of an `Experiment` in it, so that any can be overridden.
+
+    Raises:
+        ConfigError: the stage has no name, or an unknown one.
+    """
+    stage = config.get("stage", {})
+    if stage.get("name") not in STAGES:
+        raise ConfigError(f"config.stage.name is missing: use one of {', '.join(STAGES)}.")
+    complete(stage, STAGES[stage.name])
+    for name, cls in (
+        ("train", TrainConfig),
+        ("optim", OptimConfig),
+        ("mesh", MeshConfig),
+        ("init", InitConfig),
+    ):
+        if name not in config:
+            config[name] = ConfigDict()
+        complete(config[name], cls)
+    if "phases" not in config:
+        config.phases = ()
+    return config

@@ -6,6 +6,7 @@ It names no stage: what differs between stages lives in `stages`.
 from __future__ import annotations
 
 import logging
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -103,6 +104,8 @@ class Run:
                 stacked=definition.stacked,
             )
             begun = start(definition, self.tx, experiment, mesh, self.checkpoints)
+        if begun.report is not None and jax.process_index() == 0:
+            print(begun.report.table(), file=sys.stderr)
         self.state, self.frozen = loaded(begun.state)
         self.step = self.first = begun.step
         self.ledger.resumed(self.step)
