@@ -1,8 +1,8 @@
 """The demo: a small InternVL through every stage on emoji pictures and their names.
 
 ``--config=configs/demo.py:STAGE`` with one of `STAGES`, or ``STAGE,fast`` for a glance. Runs live
-in ``runs/demo`` or ``runs/demo_fast``; `launch.local` drives them in order. Sizes and steps suit two
-CPU cores.
+in ``runs/demo`` or ``runs/demo_fast``; `launch.local` drives them in order. Sizes and steps suit
+two CPU cores.
 """
 
 from __future__ import annotations
