@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from data_pipelines.pipeline import BadRecordsError, HostBatch, Pipeline, make_pipeline
-from internvl_jax.checkpoint import Checkpoints, Preemption
+from internvl_jax.checkpoint import Checkpoints, Preemption, Report
 from internvl_jax.chips import peak_flops
 from internvl_jax.config import ConfigError, to_dict
-from internvl_jax.models.definition import Definition
+from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.observe.profile import Profiler
 from internvl_jax.observe.progress import Progress
 from internvl_jax.observe.throughput import Ledger, mfu, stall
@@ -76,6 +77,23 @@ def train(experiment: Experiment, workdir: str, *, title: str = "") -> int:
     return DONE
 
 
+def describe(workdir: str, state: TrainState, frozen: Tree, report: Report | None) -> None:
+    """Says what was handed over, and lists all parameters in ``<workdir>/parameters.txt``."""
+    from clu import parameter_overview
+
+    if report is not None:
+        print(report.table(), file=sys.stderr)
+    tables = [
+        f"{name}\n{parameter_overview.get_parameter_overview(tree, include_stats=False)}\n"
+        for name, tree in (("trained", state.params), ("frozen", frozen))
+        if tree
+    ]
+    try:
+        (epath.Path(workdir) / "parameters.txt").write_text("\n".join(tables))
+    except OSError as error:
+        log.error(f"The list of parameters could not be written ({error}); the run goes on.")
+
+
 class Run:
     """One run in one process: everything it needs, built once."""
 
@@ -104,9 +122,9 @@ class Run:
                 stacked=definition.stacked,
             )
             begun = start(definition, self.tx, experiment, mesh, self.checkpoints)
-        if begun.report is not None and jax.process_index() == 0:
-            print(begun.report.table(), file=sys.stderr)
         self.state, self.frozen = loaded(begun.state)
+        if jax.process_index() == 0:
+            describe(workdir, self.state, self.frozen, begun.report)
         self.step = self.first = begun.step
         self.ledger.resumed(self.step)
         self.key = jax.random.key(experiment.seed)
