@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from internvl_jax.nn.param import axes_of
 from internvl_jax.sharding.rules import parameter_sharding
@@ -65,7 +65,7 @@ class Definition:
         """Whether the parameter carries a leading layer axis."""
         return "/layers/" in path
 
-    def abstract(self, mesh: Mesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
+    def abstract(self, mesh: Mesh | AbstractMesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
         """(trained, frozen) as ShapeDtypeStructs with shardings; trained parameters are float32."""
         trained, frozen = {}, {}
         for path, variable in self.variables.items():

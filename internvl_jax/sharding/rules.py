@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 BATCH = ("replica", "fsdp")
 AT_REST: dict[str, str] = {
@@ -63,7 +63,7 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...], *, padded: bool) -> jax
 
 
 def parameter_sharding(
-    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+    path: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh | AbstractMesh
 ) -> NamedSharding:
     """Where a parameter lives at rest.
 
@@ -71,7 +71,7 @@ def parameter_sharding(
         path: its name, for the message.
         shape: full shape, stacked layer axis included.
         axes: one logical name or None per axis of the shape.
-        mesh: the device mesh.
+        mesh: the device mesh, or only its shape.
 
     Raises:
         ValueError: where two axes of one parameter claim the same mesh axis, or a size does not
