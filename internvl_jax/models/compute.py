@@ -6,6 +6,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from internvl_jax.nn.stack import remat_policy
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -25,6 +27,7 @@ class Compute:
     def __post_init__(self):
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"compute.dtype is {self.dtype!r}: use bfloat16 or float32.")
+        remat_policy(self.remat)
 
     @property
     def jnp_dtype(self) -> jnp.dtype:

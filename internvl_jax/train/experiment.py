@@ -15,7 +15,7 @@ from internvl_jax.sharding.mesh import MeshConfig
 from internvl_jax.sharding.rules import head_shards
 from internvl_jax.stages.finetune import FinetuneStage
 from internvl_jax.stages.registry import STAGES, stage_from_config
-from internvl_jax.stages.stage import Stage
+from internvl_jax.stages.stage import EmbeddingStage, Stage
 from internvl_jax.train.optimizer import OptimConfig
 
 
@@ -98,6 +98,12 @@ class TrainConfig:
     wandb: str = ""
 
     def __post_init__(self):
+        if min(self.steps, self.global_batch, self.accumulate, self.log_every, self.save_every) < 1:
+            raise ValueError(
+                "steps, global_batch, accumulate, log_every and save_every must be at least 1."
+            )
+        if self.frozen_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"frozen_dtype={self.frozen_dtype!r}: use bfloat16 or float32.")
         if self.global_batch % self.accumulate:
             raise ValueError(
                 f"global_batch={self.global_batch} does not split into "
@@ -133,6 +139,12 @@ class Experiment:
             raise ConfigError(
                 f"config.phases end at steps {ends}: they must rise and end with "
                 f"train.steps={self.train.steps}."
+            )
+        self.schedule()
+        if self.train.grad_cache and not isinstance(self.stage, EmbeddingStage):
+            raise ConfigError(
+                f"config.train.grad_cache: the loss of stage {self.stage.name!r} is no function of "
+                "embeddings; use train.accumulate alone."
             )
 
     def schedule(self) -> list[tuple[int, Stage]]:

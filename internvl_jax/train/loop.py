@@ -63,7 +63,10 @@ def train(experiment: Experiment, workdir: str, *, title: str = "") -> int:
     Raises:
         ConfigError, CheckpointMismatch, CheckpointError: one sentence each.
     """
-    mesh = make_mesh(experiment.mesh)
+    try:
+        mesh = make_mesh(experiment.mesh)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error
     experiment = experiment.on(mesh)
     with jax.set_mesh(mesh), Preemption() as preemption:
         run = Run(experiment, workdir, mesh, title or experiment.stage.name)
@@ -94,6 +97,20 @@ def describe(workdir: str, state: TrainState, frozen: Tree, report: Report | Non
         log.error(f"The list of parameters could not be written ({error}); the run goes on.")
 
 
+def _placed(definition: Definition, mesh: Mesh, frozen_dtype: str) -> Tree:
+    """The trained parameters as shapes. Raises ConfigError where there are none, or no place."""
+    try:
+        params, _ = definition.abstract(mesh, frozen_dtype)
+    except ValueError as error:
+        raise ConfigError(f"config.mesh: {error}") from error
+    if not params:
+        raise ConfigError(
+            "config.stage.trainable_paths match no parameter: nothing would be trained; "
+            "parameters.txt of any run lists the paths."
+        )
+    return params
+
+
 class Run:
     """One run in one process: everything it needs, built once."""
 
@@ -110,7 +127,7 @@ class Run:
         self.ledger = Ledger(workdir)
         with self.ledger.timed("init"):
             definition = Definition.of(stage.build, stage.trainable)
-            params, _ = definition.abstract(mesh, settings.frozen_dtype)
+            params = _placed(definition, mesh, settings.frozen_dtype)
             self.schedule = learning_rate(experiment.optim, settings.steps)
             self.tx = make_optimizer(experiment.optim, settings.steps, params, stage.lr_scale)
             self.checkpoints = Checkpoints(
@@ -129,7 +146,8 @@ class Run:
         self.ledger.resumed(self.step)
         self.key = jax.random.key(experiment.seed)
         self.logged = self.step
-        self.bad = self.seen = self.records = 0
+        self.bad = self.seen = 0
+        self.records = np.zeros(0, np.int64)
         self.last: Metrics | None = None
         self.scores: dict[str, float] = {}
         self.writers = open_writers(
@@ -235,7 +253,7 @@ class Run:
                     host = next(batches)
                     batch = self._put(host)
                 self.bad, self.seen = self.bad + host.bad, self.seen + len(host.records)
-                self.records = zlib.crc32(np.ascontiguousarray(host.records, np.int64).tobytes())
+                self.records = np.ascontiguousarray(host.records, np.int64)
                 yield batch
         except BadRecordsError as error:
             raise Stop(BAD_RECORDS, str(error)) from error
@@ -282,14 +300,19 @@ class Run:
         shown |= {"mfu": used} if used is not None else {}
         self.progress.show(self.step, {**shown, "stall": stall(spent)})
         self.ledger.mark(self.step)
-        self._check_records()
-        self._write({**values, "records": self.records, "bad_records": self.bad}, "train")
+        records, bad, seen = self._records()
+        self._write({**values, "records": records, "bad_records": bad}, "train")
+        self._check_records(bad, seen)
 
-    def _check_records(self) -> None:
-        counts = np.array([self.bad, self.seen])
+    def _records(self) -> tuple[int, int, int]:
+        """Of all hosts: a fingerprint of the last batch's record ids, broken and seen records."""
+        ids, counts = self.records, np.array([self.bad, self.seen])
         if jax.process_count() > 1:
-            counts = multihost_utils.process_allgather(counts).sum(0)
-        bad, seen = (int(n) for n in counts)
+            ids, counts = multihost_utils.process_allgather((ids, counts))
+            counts = counts.sum(0)
+        return zlib.crc32(ids.tobytes()), int(counts[0]), int(counts[1])
+
+    def _check_records(self, bad: int, seen: int) -> None:
         limit = self.experiment.train.max_bad_records
         if bad > max(limit * seen, 1):
             raise Stop(

@@ -53,6 +53,8 @@ class OptimConfig:
     def __post_init__(self):
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule={self.schedule!r}: use cosine or constant.")
+        if self.mu_dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"mu_dtype={self.mu_dtype!r}: use bfloat16 or float32.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema} must lie in [0, 1).")
 
