@@ -42,8 +42,9 @@ def compare(name: str, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     assert path.exists(), f"{name} is missing: see the first lines of {Path(__file__).name}."
     stored = path.read_text(encoding="utf-8")
-    changes = difflib.unified_diff(stored.splitlines(), text.splitlines(), name, "now", n=0)
-    assert stored == text, "\n".join(changes)
+    if stored != text:
+        lines = difflib.unified_diff(stored.splitlines(), text.splitlines(), name, "now", n=0)
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 def experiment(name: str):
