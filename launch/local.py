@@ -90,7 +90,7 @@ class Demo:
             trained, model, _ = pretrained.load(str(self.runs / stage))
             data = dict(self._settings(stage).data)
             tokenizer = Tokenizer(data["tokenizer"])
-            limit = 128 if self.fast else None
+            limit = 64 if self.fast else None
             common: dict[str, Any] = dict(
                 image_size=trained.image_size, languages=self.config.LANGUAGES
             )
@@ -104,12 +104,12 @@ class Demo:
                     tokenizer,
                     data,
                     text_length=trained.text_length,
-                    caption_limit=limit or 256,
+                    caption_limit=limit or 128,
                     **common,
                 )
             else:
                 figures, examples = runner.evaluate_chat(
-                    model, tokenizer, data, limit=limit or 256, **common
+                    model, tokenizer, data, limit=limit or 100, **common
                 )
             self._write(f"{stage}/evaluation.json", {"figures": figures, "examples": examples})
 

@@ -43,6 +43,7 @@ class GenerativeStage(Stage):
         empty_caption: number of tokens of an empty caption; such ITM rows are ignored. None where
             no caption is empty.
         empty_summary: the same for "summarize:" and nothing else (5 with LLaMA's tokenizer).
+        loss_weights: of ITM, ITC and ITG; 1 : 1 : 1 in the paper.
         chunk: logits that exist at a time: columns of ITC, tokens of ITG.
         layer_decay: learning-rate factor per layer of depth below the last; 1 is off.
     """
@@ -54,6 +55,7 @@ class GenerativeStage(Stage):
     label_smoothing: float = 0.0
     empty_caption: int | None = None
     empty_summary: int | None = None
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     chunk: int = 4096
     layer_decay: float = 1.0
 
@@ -177,7 +179,8 @@ class GenerativeStage(Stage):
             **{f"itc_{k}": v for k, v in itc_metrics.items()},
             "logit_scale": jnp.exp(scale),
         }
-        return loss_itm + loss_itc + loss_itg, metrics
+        itm_weight, itc_weight, itg_weight = self.loss_weights
+        return itm_weight * loss_itm + itc_weight * loss_itc + itg_weight * loss_itg, metrics
 
     def _retrieval(
         self, model: InternVL, vision: jax.Array, batch: Batch, groups: int
@@ -234,7 +237,8 @@ class GenerativeStage(Stage):
             **{f"itc_{k}": v for k, v in itc_metrics.items()},
             "logit_scale": jnp.exp(scale),
         }
-        return loss_itm + loss_itc, metrics
+        itm_weight, itc_weight, _ = self.loss_weights
+        return itm_weight * loss_itm + itc_weight * loss_itc, metrics
 
     def _fused(self, model: InternVL, vision: jax.Array, *rows: Any) -> jax.Array:
         """One pass over R rows per image: (ids, mask, use) each -> hidden [B, R, Q + T, D]."""
