@@ -16,6 +16,10 @@ from internvl_jax.train import grad_cache, microbatch
 from internvl_jax.train.optimizer import OptimConfig
 
 
+Leaf = Any
+"""An array, or its shape, dtype and sharding before it exists."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
@@ -31,13 +35,13 @@ class TrainState:
         bad_streak: int32, updates skipped in a row.
     """
 
-    step: jax.Array
+    step: Leaf
     params: Tree
     opt: Any
     ema: Tree
-    norm_mean: jax.Array
-    skipped: jax.Array
-    bad_streak: jax.Array
+    norm_mean: Leaf
+    skipped: Leaf
+    bad_streak: Leaf
 
 
 def initial_state(
