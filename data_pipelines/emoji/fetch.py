@@ -168,7 +168,6 @@ def _pack(package: Package, path: pathlib.Path) -> None:
             f"{package.name}@{package.version}",
             "--ignore-scripts",
             "--loglevel=error",
-            f"--pack-destination={folder}",
         ]
         advice = f"check the network, or put {package.file} into {path.parent} yourself."
         try:
@@ -180,7 +179,7 @@ def _pack(package: Package, path: pathlib.Path) -> None:
         fetched = pathlib.Path(folder) / package.file
         if done.returncode or not fetched.is_file():
             lines = [line for line in done.stderr.splitlines() if "err" in line.lower()]
-            reason = lines[-1].strip() if lines else f"exit {done.returncode}"
+            reason = "; ".join(lines[:2]) if lines else f"exit {done.returncode}"
             raise FetchError(f"npm could not fetch {package.name} ({reason}); {advice}")
         check(fetched, package)
         fetched.replace(path)
