@@ -168,6 +168,7 @@ def _pack(package: Package, path: pathlib.Path) -> None:
             f"{package.name}@{package.version}",
             "--ignore-scripts",
             "--loglevel=error",
+            "--pack-destination=.",  # the working directory: `folder` itself may be relative
         ]
         advice = f"check the network, or put {package.file} into {path.parent} yourself."
         try:
