@@ -15,7 +15,6 @@ from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train import grad_cache, microbatch
 from internvl_jax.train.optimizer import OptimConfig
 
-
 Leaf = Any
 """An array, or its shape, dtype and sharding before it exists."""
 
