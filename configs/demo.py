@@ -19,7 +19,7 @@ CHAT_LENGTH = 144
 CHUNK = 512
 """Logits at a time: few enough to stay in a CPU's cache, three times as fast as all at once."""
 
-STEPS = dict(language=250, llm=250, contrastive=1100, generative=450, projector=40, chat=280)
+STEPS = dict(language=250, llm=200, contrastive=1000, generative=400, projector=40, chat=220)
 FAST_STEPS = dict(language=40, llm=40, contrastive=180, generative=60, projector=10, chat=40)
 
 VISION = dict(
@@ -91,9 +91,9 @@ def _language(config: ConfigDict, runs: str) -> None:
 
 def _llm(config: ConfigDict, runs: str) -> None:
     """Stage 0 of the dialogue model's LLM."""
-    config.stage.update(name="language", model=LLM, text_length=64, chunk=CHUNK)
+    config.stage.update(name="language", model=LLM, text_length=56, chunk=CHUNK)
     config.optim.peak_lr = 2e-3
-    config.train.global_batch = 64
+    config.train.global_batch = 32
     config.data.texts = ("name", "caption", "translation", "dialogue", "dialogue")
     config.data.max_questions = 1
 
@@ -159,5 +159,5 @@ def _finetune(config: ConfigDict, runs: str) -> None:
         chunk=CHUNK,
     )
     config.optim.update(peak_lr=2e-3, b2=0.98, weight_decay=0.0)
-    config.train.global_batch = 48
+    config.train.global_batch = 32
     config.data.max_questions = 3
