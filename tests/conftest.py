@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
 # Before the first import of jax, which reads these once; processes that tests start inherit them.
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
+# Tests run tiny programs once: polishing the code would take five times as long as making it.
+quick = ["--xla_backend_optimization_level=0"]
+if version("jaxlib").startswith("0.10."):
+    quick.append("--xla_cpu_use_fusion_emitters=false")  # an option that later versions lack
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=8"])
+os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 # Nearly all the time goes into compiling, which a second run of the same test need not repeat.
 os.environ.setdefault(

@@ -236,7 +236,7 @@ def test_scratch_computes_only_what_is_asked_for(mesh):
     assert scratch([]) == {}
     made = scratch(["itm_head"])
     assert list(made) == ["itm_head"]
-    np.testing.assert_array_equal(made["itm_head"], init()["itm_head"])
+    np.testing.assert_allclose(made["itm_head"], init()["itm_head"], rtol=1e-6)
     everything = scratch(list(flatten(target)))
     np.testing.assert_array_equal(everything["itm_head"], made["itm_head"])
     assert {p: x.sharding for p, x in everything.items()} == {

@@ -47,11 +47,6 @@ C = InternVLConfig(vision=VISION, qllama=TEXT, queries=0, **HEADS)
 G = InternVLConfig(vision=VISION, qllama=QLLAMA, queries=3, **HEADS)
 SIZES = dict(compute=EXACT, text_length=6)
 
-# The same program, compiled in a third of the time; how fast it runs does not matter here.
-QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    QUICKLY["xla_cpu_use_fusion_emitters"] = False
-
 STAGES: dict[str, Stage] = {
     "softmax": ContrastiveStage(
         model=C, image_size=24, keep=0.5, chunk=8, label_smoothing=0.1, **SIZES
@@ -163,9 +158,7 @@ def compute(
         batch = jax.tree.map(
             lambda x: jax.device_put(x, batch_sharding(mesh)), make_batch(stage, size)
         )
-        step = jax.jit(
-            value_and_grad(stage, definition, accumulate, cached), compiler_options=QUICKLY
-        )
+        step = jax.jit(value_and_grad(stage, definition, accumulate, cached))
         loss, metrics, grads = jax.device_get(step(*trees, batch, jax.random.key(7)))
     return Result(float(loss), {k: float(v) for k, v in metrics.items()}, flatten(grads))
 
