@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
+import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -10,8 +15,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from data_pipelines.build import build
 from internvl_jax.nn.param import normal, param, zeros
 from internvl_jax.stages.stage import EmbeddingStage
+from internvl_jax.train.experiment import Experiment, resolve
+from internvl_jax.train.loop import train
 
 
 class Line(nnx.Module):
@@ -45,3 +53,101 @@ class LineStage(EmbeddingStage):
 @pytest.fixture(scope="session")
 def line() -> LineStage:
     return LineStage()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The generated pictures and their tokenizer, built once."""
+    folder = tmp_path_factory.mktemp("data")
+    build("shapes", folder, report=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(data_dir: Path) -> Callable[..., Experiment]:
+    """A tiny experiment by config and argument, with settings replaced by dotted name."""
+
+    def make(name: str, argument: str = "tiny", /, **settings: Any) -> Experiment:
+        config = importlib.import_module(f"configs.{name}").get_config(argument)
+        tokenizer = str(data_dir / "shapes" / "1.0.0" / "tokenizer.model")
+        config.data = {**config.data, "data_dir": str(data_dir), "tokenizer": tokenizer}
+        for name, value in settings.items():
+            group, _, setting = name.partition("__")
+            if setting:
+                config[group] = {**config.get(group, {}), setting: value}
+            else:
+                config[group] = value
+        return resolve(config)
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One run of the chain: what it was, where it is, its exit code and what it said."""
+
+    experiment: Experiment
+    workdir: Path
+    code: int
+    said: str
+
+
+@pytest.fixture(scope="session")
+def chain(tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """Stages 0 to 3, each started from the one before."""
+    runs = tmp_path_factory.mktemp("runs")
+    short = dict(train__eval_every=4, train__save_every=4, train__global_batch=8, train__keep=5)
+    finished: dict[str, Finished] = {}
+
+    def run(key: str, experiment: Experiment) -> None:
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = train(experiment, str(runs / key))
+        finished[key] = Finished(experiment, runs / key, code, said.getvalue())
+
+    def sources(*names: str, **more: Any) -> dict[str, Any]:
+        return dict(sources=tuple(dict(path=str(runs / n)) for n in names), **more)
+
+    run("language", tiny("stage0_language", train__steps=8, **short))
+    first = dict(path=str(runs / "language"), rename=(("llm", "qllama"),))
+    new = (r"vision/.*", r"clip_projector/.*", r"text_projection", r"logit_scale")
+    phases = (
+        dict(until=4, stage=dict(image_size=24, keep=0.5)),
+        dict(until=8, stage=dict(image_size=32, keep=1.0)),
+    )
+    run(
+        "contrastive",
+        tiny(
+            "stage1_contrastive",
+            train__steps=8,
+            phases=phases,
+            init=dict(sources=(first,), new_ok=new),
+            **{**short, "train__save_every": 2},
+        ),
+    )
+    new = (r"query_tokens", r".*/cross/.*", r"clip_projector2/.*", r"itm_.*")
+    run(
+        "generative",
+        tiny(
+            "stage2_generative",
+            train__steps=8,
+            init=sources("contrastive", new_ok=new),
+            **short,
+        ),
+    )
+    heads = (r"clip_projector2?/.*", r"itm_.*", r"text_projection", r"logit_scale")
+    run(
+        "finetune",
+        tiny(
+            "stage3_finetune",
+            "mlp,qllama,tiny",
+            train__steps=8,
+            init=sources(
+                "generative",
+                new_ok=(r"projector/.*", r"query_projector/.*", r"llm/.*"),
+                dropped_ok=heads,
+            ),
+            **short,
+        ),
+    )
+    return finished
