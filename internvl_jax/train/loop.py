@@ -306,7 +306,8 @@ class Run:
 
     def _records(self) -> tuple[int, int, int]:
         """Of all hosts: a fingerprint of the last batch's record ids, broken and seen records."""
-        ids, counts = self.records, np.array([self.bad, self.seen])
+        # In 32 bits: devices do not take more.
+        ids, counts = self.records.view(np.int32), np.array([self.bad, self.seen], np.int32)
         if jax.process_count() > 1:
             ids, counts = multihost_utils.process_allgather((ids, counts))
             counts = counts.sum(0)

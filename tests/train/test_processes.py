@@ -23,19 +23,30 @@ from internvl_jax.tree import flatten
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
-SETTINGS = dict(train__steps=STEPS, train__save_every=3, train__eval_every=0)
+
+
+def settings(steps: int = STEPS) -> dict[str, Any]:
+    """What the runs of this file change in the tiny stage 0."""
+    return dict(train__steps=steps, train__save_every=3, train__eval_every=0)
 
 
 class Job:
     """One `python -m internvl_jax.train` of the tiny stage 0."""
 
-    def __init__(self, data_dir: Path, workdir: Path, *arguments: str, devices: int = 8):
+    def __init__(
+        self,
+        data_dir: Path,
+        workdir: Path,
+        *arguments: str,
+        devices: int = 8,
+        steps: int = STEPS,
+    ):
         tokenizer = data_dir / "shapes" / "1.0.0" / "tokenizer.model"
-        settings = [f"--config.{k.replace('__', '.')}={v}" for k, v in SETTINGS.items()]
+        changes = [f"--config.{k.replace('__', '.')}={v}" for k, v in settings(steps).items()]
         command = [
             *(sys.executable, "-m", "internvl_jax.train"),
             "--config=configs/stage0_language.py:tiny",
-            *(*settings, f"--config.data.data_dir={data_dir}"),
+            *(*changes, f"--config.data.data_dir={data_dir}"),
             *(f"--config.data.tokenizer={tokenizer}", f"--workdir={workdir}", *arguments),
         ]
         flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
@@ -91,13 +102,13 @@ def step_of(workdir: Path) -> int:
 def undisturbed(tiny, tmp_path_factory) -> Path:
     """The work directory of the same run, never disturbed."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    assert train(tiny("stage0_language", **SETTINGS), str(workdir)) == 0
+    assert train(tiny("stage0_language", **settings()), str(workdir)) == 0
     return workdir
 
 
 def assert_equal(workdir: Path, undisturbed: Path) -> None:
     """The same losses and records of every step, none of them twice; the same parameters."""
-    assert [x["step"] for x in lines(workdir)] == list(range(1, STEPS + 1))
+    assert [x["step"] for x in lines(workdir)] == list(range(1, step_of(undisturbed) + 1))
     assert lines(workdir) == lines(undisturbed)
     expected = flatten(read_tree(undisturbed))
     found = flatten(read_tree(workdir))
@@ -129,27 +140,24 @@ def test_killed_twice_and_asked_to_stop_once(data_dir, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_a_dozen_random_moments(data_dir, undisturbed, tmp_path):
+def test_killed_at_a_dozen_random_moments(tiny, data_dir, tmp_path):
     """While it starts, compiles, trains or saves: wherever the moment falls."""
-    workdir, kills = tmp_path / "run", 0
+    steps, kills, reached = 150, 12, [0]
     moments = random.Random(int.from_bytes(os.urandom(4)))
-    reached = []
-    while kills < 12 and step_of(workdir) < STEPS - 1:
-        job = Job(data_dir, workdir)
-        job.reach(0)
-        # Half of them within a few steps of work, the others anywhere from the first import on.
-        if moments.random() < 0.5:
-            job.reach(min(step_of(workdir) + moments.randint(1, 4), STEPS - 1))
+    workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    assert train(tiny("stage0_language", **settings(steps)), str(undisturbed)) == 0
+    for kill in range(kills):
+        job = Job(data_dir, workdir, steps=steps)
+        if kill % 2:  # amid the work: a few steps after it has begun again
+            job.reach(reached[-1] + moments.randint(1, 9))
             time.sleep(moments.uniform(0, 0.05))
-        else:
-            time.sleep(moments.uniform(0, 12))
+        else:  # anywhere, the first import included
+            time.sleep(moments.uniform(0, 6))
         job.process.kill()
-        job.process.wait()
-        job.log.close()
-        kills += 1
+        job.end(-signal.SIGKILL)
         reached.append(step_of(workdir))
-    assert kills >= 10, f"{kills} kills, after steps {reached}"
-    job = Job(data_dir, workdir)
+    print(f"killed after steps {reached[1:]}")
+    job = Job(data_dir, workdir, steps=steps)
     job.end(0)
     assert_equal(workdir, undisturbed)
 
