@@ -7,7 +7,7 @@ lives. Each verb is a package with a door, `python -m internvl_jax.<verb> --help
     convert   PyTorch weights out, and the proof that both models agree (`verify`)
 
 What they stand on: `nn` (blocks), `models`, `losses`, `stages`, `sharding`, `checkpoint`,
-`evaluate`, `observe`, `batch` (what a batch holds), `config`, `chips`.
+`evaluate`, `observe`, `batch` (what a batch holds), `config`, `chips`, `tree`.
 Data comes from `data_pipelines`. Importing this package loads nothing else.
 """
 
