@@ -116,10 +116,13 @@ def draw_parameters(definition: Definition, seed: int = 1) -> dict[str, np.ndarr
         shape = variable.get_value().shape
         if path.startswith("logit_"):
             value = np.full(shape, 1.5 if path == "logit_scale" else -2.0)
+        elif path == "itm_bias":
+            # Undecided, its gradient would be the small difference of large sums.
+            value = np.array([2.0, -2.0])
         elif len(definition.variables[path].get_metadata()["axes"]) == 1:
             value = rng.normal(0.5, 0.3, shape)
         else:
-            value = rng.normal(0, 1.5 / np.sqrt(shape[-1]), shape)
+            value = rng.normal(0, 1.0 / np.sqrt(shape[-1]), shape)
         flat[path] = value.astype(np.float32)
     return flat
 
