@@ -16,7 +16,7 @@ OLDER = "generation_transformers_4.32.0/"
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    path = Path(__file__).parents[1] / "parity" / "pack.py"
+    path = Path(__file__).parents[1] / "parity" / "packed_cases.py"
     spec = importlib.util.spec_from_file_location("pack", path)
     pack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
