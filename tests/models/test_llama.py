@@ -31,7 +31,7 @@ def run(model, ids=IDS, **options):
     return model(model.embed(ids), positions, causal_mask(ids > 0), **options)
 
 
-@pytest.mark.parametrize(("frequency", "depth"), [(0, 3), (2, 4), (3, 5), (3, 2)], ids=str)
+@pytest.mark.parametrize(("frequency", "depth"), [(0, 2), (3, 5), (3, 2)], ids=str)
 def test_periods_are_layers_in_turn(drawn, frequency, depth):
     """Every k-th layer cross-attends; scan over periods plus a tail equals a plain loop."""
     model = make(drawn, depth=depth, cross_frequency=frequency, vision_width=12 * (frequency > 0))
@@ -71,11 +71,10 @@ def test_a_layer_that_may_cross_attend_touches_only_the_queries(drawn):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(kv_heads=1, qkv_bias=True, depth=2),
-        dict(kv_heads=2, head_dim=6, qk_norm=True, depth=2),
+        dict(kv_heads=2, head_dim=6, qkv_bias=True, qk_norm=True, depth=2),
         dict(cross_frequency=2, vision_width=12, depth=3),
     ],
-    ids=["Qwen2", "Qwen3", "QLLaMA"],
+    ids=["Qwen", "QLLaMA"],
 )
 def test_cached_steps_equal_one_pass(drawn, options):
     model = make(drawn, **options)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.intern_vit import VitConfig
@@ -65,18 +69,30 @@ def model(drawn):
     return drawn(lambda rngs: InternVL(cfg, EXACT, rngs=rngs))
 
 
+@pytest.fixture(scope="module")
+def fused(model):
+    """One compiled pass over [queries][text]: vision, ids, mask -> hidden states."""
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, *x: nnx.merge(graphdef, state).fused(*x).hidden)
+    return functools.partial(run, state)
+
+
+@pytest.fixture(scope="module")
+def vision(model):
+    return model.image_tokens(IMAGES)
+
+
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
 TEXT = jnp.asarray([[1, 7, 2, 0], [1, 9, 11, 2]])
 
 
 @pytest.mark.parametrize("use", BLOCKS)
-def test_what_reads_what(model, use):
+def test_what_reads_what(vision, fused, use):
     """Change the text's last token: queries notice in ITM, earlier tokens never in ITC and ITG."""
-    vision = model.image_tokens(IMAGES)
     mask = query_text_mask(Q, jnp.ones((2, T), bool), use)
-    before = model.fused(vision, TEXT, mask).hidden
-    after = model.fused(vision, TEXT.at[:, -1].set(5), mask).hidden
-    other = model.fused(vision + 1.0, TEXT, mask).hidden
+    before = fused(vision, TEXT, mask)
+    after = fused(vision, TEXT.at[:, -1].set(5), mask)
+    other = fused(vision + 1.0, TEXT, mask)
 
     def moved(x, rows) -> bool:
         return float(jnp.abs(x - before)[:, rows].max()) > 1e-3
@@ -88,27 +104,24 @@ def test_what_reads_what(model, use):
     assert moved(other, slice(Q, None)) == (use != "itc")
 
 
-def test_itc_rows_equal_the_two_encoders(model):
+def test_itc_rows_equal_the_two_encoders(model, vision, fused):
     """Isolated in one row, queries and text are what they are alone (RoPE is relative)."""
-    vision = model.image_tokens(IMAGES)
     mask = TEXT > 0
-    hidden = model.fused(vision, TEXT, query_text_mask(Q, mask, "itc")).hidden
+    hidden = fused(vision, TEXT, query_text_mask(Q, mask, "itc"))
     np.testing.assert_allclose(hidden[:, :Q], model.query_states(vision), atol=1e-5)
     text = model.project_text(hidden[:, Q:], mask)
     np.testing.assert_allclose(text, model.text_embedding(TEXT, mask), atol=1e-5)
 
 
-def test_rows_of_one_image_are_consecutive(model):
-    vision = model.image_tokens(IMAGES)
+def test_rows_of_one_image_are_consecutive(vision, fused):
     mask = query_text_mask(Q, TEXT > 0, "itm")
     rows = jnp.repeat(TEXT, 2, 0), jnp.repeat(mask, 2, 0)
-    both = model.fused(vision, *rows).hidden
-    one = model.fused(vision, TEXT, mask).hidden
+    both = fused(vision, *rows)
+    one = fused(vision, TEXT, mask)
     np.testing.assert_allclose(both, jnp.repeat(one, 2, 0), atol=1e-5)
 
 
-def test_g_adds_two_unit_vectors(model):
-    vision = model.image_tokens(IMAGES)
+def test_g_adds_two_unit_vectors(model, vision):
     c, g = model.image_embedding(vision, "C"), model.image_embedding(vision, "G")
     queries = model.clip_projector2(model.query_states(vision))
     np.testing.assert_allclose(g, unit(c) + unit(queries), atol=1e-6)
@@ -125,9 +138,9 @@ def test_similarity_of_the_whole_model(model):
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
 
 
-def test_matching_averages_logits_over_queries(model):
-    vision, mask = model.image_tokens(IMAGES), TEXT > 0
-    hidden = model.fused(vision, TEXT, query_text_mask(Q, mask, "itm")).hidden[:, :Q]
+def test_matching_averages_logits_over_queries(model, vision, fused):
+    mask = TEXT > 0
+    hidden = fused(vision, TEXT, query_text_mask(Q, mask, "itm"))[:, :Q]
     each = jnp.einsum("BQD,DC->BQC", hidden, model.itm_head[...]) + model.itm_bias[...]
     np.testing.assert_allclose(model.matching_score(vision, TEXT, mask), each.mean(1), atol=1e-5)
 
