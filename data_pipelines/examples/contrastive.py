@@ -23,6 +23,7 @@ class ContrastiveBuilder:
     def __call__(self, image, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         concept = self.concepts[number]
         language = choose_language(rng, concept, self.config.languages)
-        text = SUMMARIZE + concept.names[language]
+        prefix = SUMMARIZE if rng.random() < self.config.prefix_share else ""
+        text = prefix + concept.names[language]
         ids, mask = self.tokenizer.encode(text, self.config.text_length)
         return {"image": image, **row("text", ids, mask)}

@@ -66,8 +66,15 @@ class FinetuneBuilder:
                 {"from": "gpt", "value": name},
             ]
             return {"id": concept.key, "image": concept.key, "conversations": turns}
+        config = self.config
         questions = converse(
-            number, self.concepts, self.pool, languages, rng, self.config.max_questions
+            number,
+            self.concepts,
+            self.pool,
+            languages,
+            rng,
+            config.max_questions,
+            config.questions,
         )
         return conversation(concept.key, concept.key, questions)
 

@@ -7,20 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines.config import QUESTIONS
 from data_pipelines.datasets import Concept
 from data_pipelines.examples.captions import choose, choose_language, other_concept
 from internvl_jax.batch import IMAGE_PLACEHOLDER, LANGUAGES
 
+LETTERS = ("A", "B")
 TEMPLATES = {
-    "what": ("What is this in {language}?", "Name this in {language}."),
-    "which": (
-        "Which of these two names fits: {first} or {second}?",
-        "Is this {first} or {second}?",
-    ),
+    "which": ("Which of these two names fits?\nA. {first}\nB. {second}",),
     "is": ("Is this {name}?", "Does the picture show {name}?"),
+    "what": ("What is this in {language}?", "Name this in {language}."),
     "language": ("In which language is it called {name}?",),
 }
-KINDS = tuple(TEMPLATES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Question:
     """A question with its answer.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `QUESTIONS`.
         text: the question.
         answer: the right answer.
         choices: the answers a closed question allows, the right one among them; empty if open.
@@ -53,7 +51,7 @@ def ask(
     """One question about a picture of a concept.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `QUESTIONS`.
         number: the concept shown.
         concepts: the table of concepts.
         pool: concept numbers that wrong names are drawn from.
@@ -67,7 +65,7 @@ def ask(
         ValueError: if the kind is unknown.
     """
     if kind not in TEMPLATES:
-        raise ValueError(f"Question kind {kind!r} is unknown; choose from {', '.join(KINDS)}.")
+        raise ValueError(f"Question kind {kind!r} is unknown; choose from {', '.join(QUESTIONS)}.")
     template = choose(rng, TEMPLATES[kind])
     concept = concepts[number]
     language = choose_language(rng, concept, languages)
@@ -87,7 +85,7 @@ def ask(
     if kind == "which":
         first, second = (name, wrong) if right_first else (wrong, name)
         text = template.format(first=first, second=second)
-        return Question(kind, text, name, (first, second), language)
+        return Question(kind, text, LETTERS[not right_first], LETTERS, language)
     text = template.format(name=name if right_first else wrong)
     return Question(kind, text, "Yes" if right_first else "No", ("Yes", "No"), language)
 
@@ -108,8 +106,11 @@ def converse(
     languages: Sequence[str],
     rng: np.random.Generator,
     max_questions: int,
+    kinds: Sequence[str] = QUESTIONS,
 ) -> list[Question]:
-    """Several questions of different kinds about one picture.
+    """Several questions about one picture.
+
+    Each is asked in another language, so that no answer can be read off an earlier one.
 
     Args:
         number: the concept shown.
@@ -117,16 +118,21 @@ def converse(
         pool: concept numbers that wrong names are drawn from.
         languages: codes of the languages to draw from.
         rng: source of randomness.
-        max_questions: most questions; at most one of each kind.
+        max_questions: most questions.
+        kinds: to choose from; one that stands twice is asked more often.
 
     Returns:
-        1 to ``max_questions`` questions.
+        1 to ``max_questions`` questions in the order of `QUESTIONS`, not more than there are
+        languages with a name.
     """
-    count = 1 + int(rng.integers(min(max_questions, len(KINDS))))
-    kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:count]]
-    # "In which language is it called ..." gives the name away: nothing about the name comes after.
-    kinds.sort(key=lambda kind: kind == "language")
-    return [ask(kind, number, concepts, pool, languages, rng) for kind in kinds]
+    named = [code for code in languages if code in concepts[number].names] or [languages[0]]
+    count = min(1 + int(rng.integers(max_questions)), len(named))
+    asked = sorted((choose(rng, kinds) for _ in range(count)), key=QUESTIONS.index)
+    order = rng.permutation(len(named))
+    return [
+        ask(kind, number, concepts, pool, languages if kind == "language" else (named[i],), rng)
+        for kind, i in zip(asked, order)
+    ]
 
 
 def conversation(identifier: str, image: str, questions: Sequence[Question]) -> dict:

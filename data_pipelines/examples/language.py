@@ -15,7 +15,7 @@ from data_pipelines.examples.captions import (
     keyword_caption,
     training_pool,
 )
-from data_pipelines.examples.instructions import converse
+from data_pipelines.examples.instructions import conversation, converse
 from data_pipelines.text import Tokenizer
 from internvl_jax.batch import (
     IGNORE,
@@ -24,6 +24,7 @@ from internvl_jax.batch import (
     SUMMARIZE,
     TEMPLATES,
     caption_prompt,
+    pad_rows,
     tokenize,
 )
 
@@ -31,10 +32,11 @@ KINDS = ("name", "keywords", "caption", "summarize", "translation", "dialogue")
 
 
 class LanguageBuilder:
-    """Arrays text, text_mask, labels [T]; every token but BOS is a label.
+    """Arrays text, text_mask, labels [T]; every token but BOS is a label, of dialogues the answers.
 
     Kinds: the name; some keywords; a caption after its prompt; "summarize:" and the name; the name
-    in two languages ("cat in Italian: gatto"); a conversation of stage 3 without its picture.
+    in two languages ("cat in Italian: gatto"); a conversation of stage 3 with a caption in place of
+    its picture, as the texts that LLaVA's instructions were written from.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, concepts: Sequence[Concept]):
@@ -45,13 +47,15 @@ class LanguageBuilder:
         self.pool = training_pool(concepts)
 
     def __call__(self, image, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        ids = self._ids(choose(rng, self.config.texts), number, rng)
-        length = self.config.text_length
-        text = np.full(length, self.tokenizer.pad_id, np.int32)
-        text[: len(ids)] = ids[:length]
-        mask = np.arange(length) < len(ids)
-        labels = np.where(mask & (np.arange(length) > 0), text, IGNORE).astype(np.int32)
-        return {**row("text", text, mask), "labels": labels}
+        kind, length = choose(rng, self.config.texts), self.config.text_length
+        if kind == "dialogue":
+            ids, labels = self._dialogue(number, rng)
+        else:
+            ids = self._ids(kind, number, rng)
+            labels = [IGNORE, *ids[1:]]
+        text, mask = pad_rows([ids], length, self.tokenizer.pad_id)
+        padded, _ = pad_rows([labels], length, IGNORE)
+        return {**row("text", text[0], mask[0]), "labels": padded[0]}
 
     def _ids(self, kind: str, number: int, rng: np.random.Generator) -> Sequence[int]:
         concept, languages = self.concepts[number], self.config.languages
@@ -63,32 +67,40 @@ class LanguageBuilder:
             text = keyword_caption(rng, concept, language)
         elif kind == "caption":
             prompt = caption_prompt(language)
-            text = name if rng.random() < 0.5 else keyword_caption(rng, concept, language)
+            text = self._caption(number, language, rng)
         elif kind == "summarize":
             text = SUMMARIZE + name
-        elif kind == "translation":
+        else:
             target = choose_language(rng, concept, languages)
             text = f"{name} in {LANGUAGES[target]}: {concept.names[target]}"
-        else:
-            return self._dialogue(number, rng)
         return self.tokenizer.row(text, self.config.text_length, prompt=prompt)
 
-    def _dialogue(self, number: int, rng: np.random.Generator) -> Sequence[int]:
+    def _caption(self, number: int, language: str, rng: np.random.Generator) -> str:
+        concept = self.concepts[number]
+        named = rng.random() < 0.5
+        return concept.names[language] if named else keyword_caption(rng, concept, language)
+
+    def _dialogue(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        config, concept = self.config, self.concepts[number]
         questions = converse(
-            number, self.concepts, self.pool, self.config.languages, rng, self.config.max_questions
+            number,
+            self.concepts,
+            self.pool,
+            config.languages,
+            rng,
+            config.max_questions,
+            config.questions,
         )
-        turns = []
-        for question in questions:
-            turns += [
-                {"from": "human", "value": question.text.replace(IMAGE_PLACEHOLDER, "")},
-                {"from": "gpt", "value": question.answer},
-            ]
-        segments = TEMPLATES["vicuna_v1"].segments(turns)
-        tokenizer = self.tokenizer
+        picture = self._caption(number, choose_language(rng, concept, config.languages), rng)
+        record = conversation("", "", questions)
+        turns = [
+            {**turn, "value": turn["value"].replace(IMAGE_PLACEHOLDER, picture)}
+            for turn in record["conversations"]
+        ]
         return tokenize(
-            segments,
-            tokenizer.ids,
-            bos=tokenizer.bos_id,
-            eos=tokenizer.eos_id,
+            TEMPLATES["vicuna_v1"].segments(turns),
+            self.tokenizer.ids,
+            bos=self.tokenizer.bos_id,
+            eos=self.tokenizer.eos_id,
             visual_tokens=0,
-        )[0].tolist()
+        )

@@ -222,6 +222,7 @@ class InternViT(nnx.Module):
             remat=self.compute.remat,
             dtype=self.compute.jnp_dtype,
             head_multiple=self.compute.head_multiple,
+            unroll=self.compute.unroll,
             taps=taps,
         )
         return VisionOutput(x, tapped, outs)

@@ -265,7 +265,12 @@ class Llama(nnx.Module):
             if cache is not None:
                 per_period = tuple(c[: whole * k].reshape(whole, k, *c.shape[1:]) for c in cache)
             x, out, _ = self.periods(
-                run, x, per_period, remat=self.compute.remat, dtype=self.compute.jnp_dtype
+                run,
+                x,
+                per_period,
+                remat=self.compute.remat,
+                dtype=self.compute.jnp_dtype,
+                unroll=self.compute.unroll,
             )
             parts.append(jax.tree.map(lambda a: a.reshape(whole * k, *a.shape[2:]), out))
         if self.tail is not None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from internvl_jax.nn.dense import dense
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import Initializer, param, zeros
 from internvl_jax.nn.rope import apply_rope
@@ -68,7 +69,7 @@ class VitAttention(nnx.Module):
         bias = None if self.qkv_bias is None else self.qkv_bias[...].astype(x.dtype)
 
         def one(i: int) -> jax.Array:
-            y = jnp.einsum("BPD,DNH->BPNH", x, kernel[:, i])
+            y = dense(x, kernel[:, i])
             return checkpoint_name(y if bias is None else y + bias[i], "qkv")
 
         # Three products: a fused one leaves its result transposed, which costs more than it saves.
@@ -90,7 +91,7 @@ class VitAttention(nnx.Module):
         kernel, bias = self.out[...], self.out_bias[...]
         if gain is not None:
             kernel, bias = kernel.astype(jnp.float32) * gain, bias * gain
-        y = jnp.einsum("BPNH,NHD->BPD", self.context(x), kernel.astype(x.dtype))
+        y = dense(self.context(x), kernel, contract=2)
         return y + bias.astype(x.dtype)
 
 
@@ -146,7 +147,7 @@ class DecoderAttention(nnx.Module):
             [B, T, D] and x's own keys and values [B, T, K, H].
         """
         q, k, v = (
-            _with_bias(jnp.einsum("BTD,DNH->BTNH", x, w[...].astype(x.dtype)), b)
+            _with_bias(dense(x, w[...]), b)
             for w, b in ((self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
         )
         if self.q_norm is not None:
@@ -161,7 +162,7 @@ class DecoderAttention(nnx.Module):
             keys = jnp.concatenate([cache[0].astype(k.dtype), k], axis=1)
             values = jnp.concatenate([cache[1].astype(v.dtype), v], axis=1)
         y = checkpoint_name(attend(q, keys, values, mask), "attn")
-        y = jnp.einsum("BTNH,NHD->BTD", y, self.out[...].astype(x.dtype))
+        y = dense(y, self.out[...], contract=2)
         return _with_bias(y, self.out_bias), (k, v)
 
 
@@ -199,12 +200,12 @@ class CrossAttention(nnx.Module):
         # The R rows of one image share its keys: they are simply more queries of that image.
         x = self.norm1(x).reshape(B, rows // B * Q, D)
         vision = self.norm2(vision.astype(dtype))
-        q = jnp.einsum("BQD,DNH->BQNH", x, self.q[...].astype(dtype))
-        k = jnp.einsum("BPD,DNH->BPNH", vision, self.k[...].astype(dtype))
-        v = jnp.einsum("BPD,DNH->BPNH", vision, self.v[...].astype(dtype))
+        q = dense(x, self.q[...])
+        k = dense(vision, self.k[...])
+        v = dense(vision, self.v[...])
         q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
         y = checkpoint_name(attend(q, k, v), "attn")
-        y = jnp.einsum("BQNH,NHD->BQD", y, self.out[...].astype(dtype))
+        y = dense(y, self.out[...], contract=2)
         return y.reshape(rows, Q, D)
 
 

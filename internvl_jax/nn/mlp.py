@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from internvl_jax.nn.dense import dense
 from internvl_jax.nn.param import Initializer, kernel_init, param, zeros
 from internvl_jax.sharding.rules import constrain
 
@@ -33,7 +34,7 @@ class Mlp(nnx.Module):
 
     def hidden(self, x: jax.Array) -> jax.Array:
         """[B, P, D] -> [B, P, F] after the activation."""
-        h = jnp.einsum("...D,DF->...F", x, self.fc1[...].astype(x.dtype))
+        h = dense(x, self.fc1[...])
         h = checkpoint_name(h + self.fc1_bias[...].astype(x.dtype), "fc1")
         return jax.nn.gelu(h, approximate=False)
 
@@ -48,7 +49,7 @@ class Mlp(nnx.Module):
         kernel, bias = self.fc2[...], self.fc2_bias[...]
         if gain is not None:
             kernel, bias = kernel.astype(jnp.float32) * gain, bias * gain
-        y = jnp.einsum("...F,FD->...D", self.hidden(x), kernel.astype(x.dtype))
+        y = dense(self.hidden(x), kernel)
         return y + bias.astype(x.dtype)
 
 
@@ -63,7 +64,7 @@ class SwiGlu(nnx.Module):
         self.down = param(rngs, (hidden, width), ("mlp", "embed"), out_init)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = checkpoint_name(jnp.einsum("BTD,DF->BTF", x, self.gate[...].astype(x.dtype)), "gate")
-        up = checkpoint_name(jnp.einsum("BTD,DF->BTF", x, self.up[...].astype(x.dtype)), "up")
+        gate = checkpoint_name(dense(x, self.gate[...]), "gate")
+        up = checkpoint_name(dense(x, self.up[...]), "up")
         h = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
-        return jnp.einsum("BTF,FD->BTD", h, self.down[...].astype(x.dtype))
+        return dense(h, self.down[...])

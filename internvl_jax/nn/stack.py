@@ -56,6 +56,7 @@ class Stack(nnx.Module):
         remat: str = "none",
         dtype: Any = None,
         head_multiple: int = 1,
+        unroll: int = 1,
         taps: Sequence[int] = (),
     ) -> tuple[jax.Array, Any, tuple[jax.Array, ...]]:
         """Runs the layers in order.
@@ -68,6 +69,7 @@ class Stack(nnx.Module):
             dtype: matrices are cast to it before they are gathered from their shards.
             head_multiple: ViT heads are zero-padded to a multiple of it (tensor parallelism); the
                 parameters at rest, and so every checkpoint, keep the true number.
+            unroll: layers per iteration of the scan.
             taps: layers whose output is wanted as well (negative counts from the end).
 
         Returns:
@@ -90,7 +92,7 @@ class Stack(nnx.Module):
             body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
         tapped = tuple(jnp.zeros_like(x) for _ in taps)
         inputs = (jnp.arange(self.depth), state, per_layer)
-        (x, tapped), outs = jax.lax.scan(body, (x, tapped), inputs)
+        (x, tapped), outs = jax.lax.scan(body, (x, tapped), inputs, unroll=min(unroll, self.depth))
         return x, outs, tapped
 
 

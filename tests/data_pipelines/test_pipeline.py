@@ -171,6 +171,15 @@ def test_contrastive_text_is_the_name_of_what_is_shown(config, tokenizer):
     assert len(languages) == 5
 
 
+@pytest.mark.parametrize(("share", "low", "high"), [(1.0, 64, 64), (0.5, 16, 48), (0.0, 0, 0)])
+def test_a_share_of_the_captions_has_the_prefix(config, tokenizer, share, low, high):
+    pipeline = make_pipeline(
+        {**config, "prefix_share": share}, "contrastive", global_batch=64, seed=0
+    )
+    said = [tokenizer.decode(row) for row in pipeline.batch(0).arrays["text"]]
+    assert low <= sum(text.startswith("summarize:") for text in said) <= high
+
+
 def test_generative_rows(config, tokenizer):
     dataset = open_dataset("shapes")
     host = make_pipeline({**config, "keyword_share": 0.5}, "generative", global_batch=64, seed=0)
@@ -234,13 +243,30 @@ def test_long_conversations_lose_whole_rounds(config, tokenizer):
     assert any(one < other for one, other in rounds)
 
 
-def test_language_rows_learn_all_but_bos(config, tokenizer):
+def test_questions_of_the_kinds_asked_for(config, tokenizer):
+    config = {**config, "questions": ("is", "is", "what"), "text_length": 200}
+    host = make_pipeline(config, "finetune", global_batch=64, seed=0).batch(0)
+    told = [tokenizer.decode(np.where(row < 0, 0, row)) for row in host.arrays["text"]]
+    asked = [text.split("USER: ")[1:] for text in told]
+    assert {len(questions) for questions in asked} == {1, 2, 3}
+    closed = [[("Is this" in q or "Does the" in q) for q in questions] for questions in asked]
+    assert not any("A. " in text or "which language" in text for text in told)
+    assert all(kinds == sorted(kinds, reverse=True) for kinds in closed)  # closed questions first
+    assert 0.5 < np.mean(np.concatenate(closed)) < 0.85
+
+
+def test_language_rows_learn_all_but_bos_and_of_dialogues_the_answers(config, tokenizer):
     host = make_pipeline(config, "language", global_batch=64, seed=0).batch(0)
     texts = []
     for ids, mask, labels in zip(*(host.arrays[n] for n in ("text", "text_mask", "labels"))):
         assert labels[0] == IGNORE and (labels[~mask] == IGNORE).all()
-        np.testing.assert_array_equal(labels[1:][mask[1:]], ids[1:][mask[1:]])
-        texts.append(tokenizer.decode(ids))
+        text, learned = tokenizer.decode(ids), labels != IGNORE
+        np.testing.assert_array_equal(labels[learned], ids[learned])
+        if "ASSISTANT:" in text:
+            assert 2 <= learned.sum() < mask.sum() - 20 and "<image>" not in text
+        else:
+            assert learned[1:][mask[1:]].all()
+        texts.append(text)
     for sign in ("caption: ", "summarize:", " in Italian: ", "ASSISTANT:", ", "):
         assert any(sign in text for text in texts), sign
 

@@ -59,7 +59,8 @@ def test_questions_do_not_change_and_never_give_the_answer(dialogue):
         turns = open_prompt(case.question["conversations"])
         assert [turn["from"] for turn in turns] == ["human"]
         if case.question["kind"] == "which":
-            assert all(name in turns[0]["value"] for name in case.question["choices"])
+            assert all(f"\n{letter}. " in turns[0]["value"] for letter in "AB")
+            assert "ASSISTANT" not in turns[0]["value"]
 
 
 def test_a_random_model_answers_every_question(dialogue, chat_model):
