@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-VOCAB = 1372
+VOCAB = 1374
 
 VISION = dict(image_size=32, patch_size=8, width=64, depth=3, heads=2, mlp_dim=128)
 TEXT = dict(

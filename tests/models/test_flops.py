@@ -90,7 +90,7 @@ def test_cross_attention_against_xla():
 
 
 def products(jaxpr: Any) -> int:
-    """FLOPs of all matrix products of a traced function, scans counted in full."""
+    """FLOPs of all matrix products of a traced function: scans in full, of branches the dearest."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -98,6 +98,9 @@ def products(jaxpr: Any) -> int:
             left = equation.invars[0].aval.shape
             out = math.prod(equation.outvars[0].aval.shape)
             total += 2 * out * math.prod(left[i] for i in contracted)
+        if equation.primitive.name == "cond":
+            total += max(products(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
