@@ -95,27 +95,31 @@ class Checkpoints:
         self._scores: dict[int, float] = {}
         self._problems: list[str] = []
         self._pending: int | None = None
+        self._retention, self._async = _Retention(keep, keep_every, self.best), async_
+        logging.getLogger("absl").addFilter(_orbax_in_one_line)
+        self._orbax = self._open()
+        for step in self.steps() if best_metric else []:
+            with contextlib.suppress(CheckpointError):  # restore will say so, if it gets there
+                self._score(step, storage.load_meta(self.directory / str(step)).metrics)
+        self._committed = self.latest()
+
+    def _open(self) -> ocp.CheckpointManager:
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add("state", ocp.args.PyTreeSave, storage.handler())
         registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-        logging.getLogger("absl").addFilter(_orbax_in_one_line)
-        self._orbax = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 # One protocol on local disks and on object stores, where a rename is a copy.
                 atomicity_options=ocp.options.AtomicityOptions(
                     mode=ocp.options.AtomicityMode.COMMIT_FILE
                 ),
-                preservation_policy=_Retention(keep, keep_every, self.best),
+                preservation_policy=self._retention,
                 cleanup_tmp_directories=True,
-                enable_async_checkpointing=async_,
+                enable_async_checkpointing=self._async,
             ),
             handler_registry=registry,
         )
-        for step in self.steps() if best_metric else []:
-            with contextlib.suppress(CheckpointError):  # restore will say so, if it gets there
-                self._score(step, storage.load_meta(self.directory / str(step)).metrics)
-        self._committed = self.latest()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -220,11 +224,18 @@ class Checkpoints:
         )
         self._pending = None
         self._scores.pop(step, None)
-        half = self.directory / str(step)
+        half, alone = self.directory / str(step), jax.process_count() == 1
+        if alone:  # closing waits for the step's other files; several processes would wait too
+            with contextlib.suppress(Exception):
+                self._orbax.close()
         with contextlib.suppress(Exception):  # what can't go now goes at the next start
             if jax.process_index() == 0 and not (half / storage.COMMITTED).exists():
                 half.rmtree()
-        self._orbax.reload()  # the directory is right, the manager's list is not
+        if not alone:
+            self._orbax.reload()  # the directory is right, the manager's list is not
+            return
+        with contextlib.suppress(Exception):  # the next save finds a closed manager and says so
+            self._orbax = self._open()
 
     def _report(self, sentence: str) -> None:
         log.error(sentence)
