@@ -20,7 +20,7 @@ CHUNK = 512
 """Logits at a time: few enough to stay in a CPU's cache, three times as fast as all at once."""
 
 STEPS = dict(language=250, contrastive=2000, llm=200, generative=550, projector=40, chat=250)
-FAST_STEPS = dict(language=40, contrastive=250, llm=30, generative=80, projector=10, chat=40)
+FAST_STEPS = dict(language=25, contrastive=150, llm=15, generative=40, projector=5, chat=15)
 
 VISION = dict(
     image_size=IMAGE_SIZE,
