@@ -32,8 +32,8 @@ format: setup  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
 
-# On CPUs glibc would give each step's buffers back to the system and fault them in again: a third of
-# the time. Keep them.
+# On CPUs glibc would give each step's buffers back to the system and fault them in again: a quarter
+# of the time (docs/training.md). Keep them.
 demo: export MALLOC_MMAP_MAX_ = 0
 demo: export MALLOC_TRIM_THRESHOLD_ = 8589934592
 demo: export MALLOC_ARENA_MAX = 1

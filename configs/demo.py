@@ -127,7 +127,6 @@ def _generative(config: ConfigDict, runs: str) -> None:
         name="generative",
         model=dict(INTERNVL, qllama=QLLAMA, queries=QUERIES),
         chunk=CHUNK,
-        hard_negatives=False,
         # At 1 : 1 : 1 a few hundred steps leave matching at chance: it learns last.
         loss_weights=(10.0, 2.0, 0.25),
     )

@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
             required one, or what the dataclass' own checks refuse.
     """
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     arguments = {}
     for name, value in values.items():
         if name not in fields:
@@ -60,6 +60,10 @@ def build(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _is_group(hint: Any) -> TypeGuard[type[Any]]:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -74,12 +78,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             except ConfigError as error:
                 failures.append(error)
         raise failures[0]
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):  # type: ignore[arg-type]
+    if _is_group(hint):
+        if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping) and not hasattr(value, "items"):
             raise ConfigError(f"{where} is {value!r}: give a group of settings.")
-        return build(hint, value, where)  # type: ignore[arg-type]
+        return build(hint, value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} is {value!r}: give a tuple.")
@@ -158,7 +162,7 @@ def load(spec: str) -> Any:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def complete(config: Any, cls: type) -> Any:
+def complete(config: Any, cls: type[Any]) -> Any:
     """Fills a ConfigDict in place with a dataclass' defaults, so that any can be overridden.
 
     Args:
@@ -176,14 +180,14 @@ def complete(config: Any, cls: type) -> Any:
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
         options = [a for a in typing.get_args(hint) if a is not type(None)] if union else [hint]
         optional = union and type(None) in typing.get_args(hint)
-        nested = next((o for o in options if dataclasses.is_dataclass(o)), None)
+        nested = next((o for o in options if _is_group(o)), None)
         present = field.name in config and config[field.name] is not None
         if nested is not None:
             if not present and optional:
                 continue
             if not present:
                 config[field.name] = config_dict.ConfigDict(to_dict(_default(field) or {}))
-            complete(config[field.name], nested)  # type: ignore[arg-type]
+            complete(config[field.name], nested)
         elif not present and optional and options[0] in (int, float, str):
             config[field.name] = config_dict.placeholder(options[0])
         elif not present and (value := _default(field)) is not None:

@@ -236,7 +236,7 @@ def device() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 75 stopped and saved, 78 not possible."""
     parser = argparse.ArgumentParser(prog="python -m launch.local", description=__doc__)
-    parser.add_argument("--fast", action="store_true", help="a glance: a sixth of the steps")
+    parser.add_argument("--fast", action="store_true", help="a glance: a tenth of the steps")
     parser.add_argument("--runs", type=pathlib.Path, help="where to (default: runs/demo[_fast])")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("data"))
     options = parser.parse_args(arguments)

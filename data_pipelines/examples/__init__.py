@@ -14,6 +14,7 @@ import numpy as np
 from data_pipelines.config import DataConfig
 from data_pipelines.datasets import Concept
 from data_pipelines.text import Tokenizer
+from internvl_jax.batch import IGNORE, pad_rows
 
 Builder = Callable[[np.ndarray | None, int, np.random.Generator], dict[str, np.ndarray]]
 
@@ -68,3 +69,25 @@ def row(prefix: str, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]
         ``{prefix: ids, prefix_mask: mask}``.
     """
     return {prefix: ids, f"{prefix}_mask": mask}
+
+
+def learned_row(
+    ids: Sequence[int] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    length: int,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The arrays of a text row that is learned.
+
+    Args:
+        ids: tokens.
+        labels: as many, IGNORE where nothing is learned.
+        length: T; longer rows are cut.
+        pad_id: the id of a pad.
+
+    Returns:
+        ``{text, text_mask, labels}``, each [T].
+    """
+    text, mask = pad_rows([ids], length, pad_id)
+    padded, _ = pad_rows([labels], length, IGNORE)
+    return {**row("text", text[0], mask[0]), "labels": padded[0]}

@@ -8,11 +8,11 @@ import numpy as np
 
 from data_pipelines.config import DataConfig
 from data_pipelines.datasets import Concept
-from data_pipelines.examples import row
+from data_pipelines.examples import learned_row
 from data_pipelines.examples.captions import choose_language, training_pool
 from data_pipelines.examples.instructions import conversation, converse
 from data_pipelines.text import Tokenizer
-from internvl_jax.batch import IGNORE, IMAGE_PLACEHOLDER, TEMPLATES, pad_rows, tokenize
+from internvl_jax.batch import IMAGE_PLACEHOLDER, TEMPLATES, tokenize
 
 
 class FinetuneBuilder:
@@ -41,12 +41,10 @@ class FinetuneBuilder:
             if len(ids) <= self.config.text_length or len(turns) <= 2:
                 break
             turns = turns[:-2]
-        length = self.config.text_length
-        text, mask = pad_rows([ids], length, self.tokenizer.pad_id)
-        padded, _ = pad_rows([labels], length, IGNORE)
         slots = np.zeros((self.config.image_slots, *image.shape), np.uint8)
         slots[0] = image
-        return {"image": slots, **row("text", text[0], mask[0]), "labels": padded[0]}
+        length, pad = self.config.text_length, self.tokenizer.pad_id
+        return {"image": slots, **learned_row(ids, labels, length, pad)}
 
     def record(self, number: int, rng: np.random.Generator) -> dict:
         """The conversation in LLaVA's format.
@@ -66,16 +64,7 @@ class FinetuneBuilder:
                 {"from": "gpt", "value": name},
             ]
             return {"id": concept.key, "image": concept.key, "conversations": turns}
-        config = self.config
-        questions = converse(
-            number,
-            self.concepts,
-            self.pool,
-            languages,
-            rng,
-            config.max_questions,
-            config.questions,
-        )
+        questions = converse(number, self.concepts, self.pool, self.config, rng)
         return conversation(concept.key, concept.key, questions)
 
     def _rows(self, turns) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.config import QUESTIONS
+from data_pipelines.config import QUESTIONS, DataConfig
 from data_pipelines.datasets import Concept
 from data_pipelines.examples.captions import choose, choose_language, other_concept
 from internvl_jax.batch import IMAGE_PLACEHOLDER, LANGUAGES
@@ -103,10 +103,8 @@ def converse(
     number: int,
     concepts: Sequence[Concept],
     pool: np.ndarray,
-    languages: Sequence[str],
+    config: DataConfig,
     rng: np.random.Generator,
-    max_questions: int,
-    kinds: Sequence[str] = QUESTIONS,
 ) -> list[Question]:
     """Several questions about one picture.
 
@@ -116,18 +114,18 @@ def converse(
         number: the concept shown.
         concepts: the table of concepts.
         pool: concept numbers that wrong names are drawn from.
-        languages: codes of the languages to draw from.
+        config: its languages, max_questions and questions are used.
         rng: source of randomness.
-        max_questions: most questions.
-        kinds: to choose from; one that stands twice is asked more often.
 
     Returns:
         1 to ``max_questions`` questions in the order of `QUESTIONS`, not more than there are
         languages with a name.
     """
-    named = [code for code in languages if code in concepts[number].names] or [languages[0]]
-    count = min(1 + int(rng.integers(max_questions)), len(named))
-    asked = sorted((choose(rng, kinds) for _ in range(count)), key=QUESTIONS.index)
+    languages = config.languages
+    # With a name in none of them, `ask` says so.
+    named = [code for code in languages if code in concepts[number].names] or languages[:1]
+    count = min(1 + int(rng.integers(config.max_questions)), len(named))
+    asked = sorted((choose(rng, config.questions) for _ in range(count)), key=QUESTIONS.index)
     order = rng.permutation(len(named))
     return [
         ask(kind, number, concepts, pool, languages if kind == "language" else (named[i],), rng)

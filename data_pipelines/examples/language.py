@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.config import DataConfig
 from data_pipelines.datasets import Concept
-from data_pipelines.examples import row
+from data_pipelines.examples import learned_row
 from data_pipelines.examples.captions import (
     choose,
     choose_language,
@@ -24,7 +24,6 @@ from internvl_jax.batch import (
     SUMMARIZE,
     TEMPLATES,
     caption_prompt,
-    pad_rows,
     tokenize,
 )
 
@@ -47,15 +46,13 @@ class LanguageBuilder:
         self.pool = training_pool(concepts)
 
     def __call__(self, image, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        kind, length = choose(rng, self.config.texts), self.config.text_length
+        kind = choose(rng, self.config.texts)
         if kind == "dialogue":
             ids, labels = self._dialogue(number, rng)
         else:
             ids = self._ids(kind, number, rng)
             labels = [IGNORE, *ids[1:]]
-        text, mask = pad_rows([ids], length, self.tokenizer.pad_id)
-        padded, _ = pad_rows([labels], length, IGNORE)
-        return {**row("text", text[0], mask[0]), "labels": padded[0]}
+        return learned_row(ids, labels, self.config.text_length, self.tokenizer.pad_id)
 
     def _ids(self, kind: str, number: int, rng: np.random.Generator) -> Sequence[int]:
         concept, languages = self.concepts[number], self.config.languages
@@ -82,15 +79,7 @@ class LanguageBuilder:
 
     def _dialogue(self, number: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         config, concept = self.config, self.concepts[number]
-        questions = converse(
-            number,
-            self.concepts,
-            self.pool,
-            config.languages,
-            rng,
-            config.max_questions,
-            config.questions,
-        )
+        questions = converse(number, self.concepts, self.pool, config, rng)
         picture = self._caption(number, choose_language(rng, concept, config.languages), rng)
         record = conversation("", "", questions)
         turns = [

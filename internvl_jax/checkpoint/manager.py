@@ -104,6 +104,7 @@ class Checkpoints:
         self._committed = self.latest()
 
     def _open(self) -> ocp.CheckpointManager:
+        """Orbax's manager; all processes wait for one another here."""
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add("state", ocp.args.PyTreeSave, storage.handler())
         registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
@@ -225,7 +226,9 @@ class Checkpoints:
         self._pending = None
         self._scores.pop(step, None)
         half, alone = self.directory / str(step), jax.process_count() == 1
-        if alone:  # closing waits for the step's other files; several processes would wait too
+        # Orbax raises before the step's other files are written; closing waits for them. With
+        # several processes, all would have to close and open together.
+        if alone:
             with contextlib.suppress(Exception):
                 self._orbax.close()
         with contextlib.suppress(Exception):  # what can't go now goes at the next start

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.nn.attention import attend
+from internvl_jax.nn.dense import dense
 from internvl_jax.nn.norm import LayerNorm
 from internvl_jax.nn.param import kernel_init, param, zeros
 from internvl_jax.sharding.rules import constrain
@@ -40,8 +41,7 @@ class AttentionPool(nnx.Module):
         mean = jnp.mean(tokens.astype(jnp.float32), axis=1, keepdims=True).astype(dtype)
         whole = lambda w: constrain(w[...].astype(dtype), None, None, None)
         q, k, v = (
-            jnp.einsum("BPD,DNH->BPNH", constrain(norm(x), "batch", None, None), whole(w))
-            + b[...].astype(dtype)
+            dense(constrain(norm(x), "batch", None, None), whole(w)) + b[...].astype(dtype)
             for norm, x, w, b in (
                 (self.norm_q, mean, self.q, self.q_bias),
                 (self.norm_k, tokens, self.k, self.k_bias),

@@ -47,8 +47,8 @@ def _backward(contract: int, kept: tuple[jax.Array | None, jax.Array | None], dy
         dx = lax.dot_general(dy, kernel, ((inputs, outputs), ((), ())))
     if x is not None:
         rows = x.ndim - contract
-        # Over several axes of rows, XLA's CPU backend copies an operand transposed, which can take
-        # three times as long as the product; on a TPU it is flattening that costs a copy.
+        # Over several axes of rows, XLA's CPU backend copies an operand transposed, and a SwiGLU's
+        # backward pass takes three times as long; on a TPU it is flattening that costs a copy.
         dkernel = lax.platform_dependent(
             x,
             dy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import re
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(abc.ABC):
     """What is learned: a model, which of its parameters, and the loss.
 
     A stage is a frozen dataclass that holds its settings; `train.step` turns any of them into one
@@ -47,13 +48,13 @@ class Stage:
     """Which batches the data pipeline builds for it."""
 
     @property
+    @abc.abstractmethod
     def vocab_size(self) -> int:
         """Rows of the embedding that reads ``text``; the tokenizer must have as many ids."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A fresh model."""
-        raise NotImplementedError
 
     def trainable(self, path: str) -> bool:
         """Whether the parameter of that path is trained; all others rest frozen."""
@@ -78,6 +79,7 @@ class Stage:
         """How much a microbatch counts in an accumulated mean; the examples by default."""
         return jnp.float32(next(iter(batch.values())).shape[0])
 
+    @abc.abstractmethod
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """The loss of a batch and what to log beside it.
 
@@ -86,25 +88,24 @@ class Stage:
             batch: arrays of `batch_spec` plus ``example`` [B], the index in the global batch.
             key: PRNG key of this step; None evaluates without any randomness.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def flops(self) -> int:
         """Model FLOPs of one training sample: forward, and backward for what it needs."""
-        raise NotImplementedError
 
 
 class EmbeddingStage(Stage):
     """A stage whose loss is a function of per-example embeddings, so gradients can be cached."""
 
+    @abc.abstractmethod
     def embed(self, model: Any, batch: Batch, key: jax.Array | None) -> Any:
         """Per-example embeddings, a pytree of [B, E] arrays."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss_from_embeddings(
         self, model: Any, embeddings: Any, batch: Batch
     ) -> tuple[jax.Array, Metrics]:
         """The loss over all embeddings of the global batch."""
-        raise NotImplementedError
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         return self.loss_from_embeddings(model, self.embed(model, batch, key), batch)

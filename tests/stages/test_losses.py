@@ -65,15 +65,9 @@ def test_masks_and_drop_path_belong_to_training(contrastive, model_of, batch_of)
     np.testing.assert_array_equal(masked["text"], quiet["text"])
 
 
-def test_sigmoid_loss_asks_every_pair(parts, model_of, batch_of):
-    stage = ContrastiveStage(
-        model=dataclasses.replace(parts["contrastive"], logit_bias=-2.0),
-        compute=parts["compute"],
-        objective="sigmoid",
-        image_size=16,
-        text_length=6,
-        chunk=4,
-    )
+def test_sigmoid_loss_asks_every_pair(contrastive, parts, model_of, batch_of):
+    biased = dataclasses.replace(parts["contrastive"], logit_bias=-2.0)
+    stage = dataclasses.replace(contrastive, model=biased, objective="sigmoid")
     model, batch = model_of(stage), batch_of(stage, B)
     found = stage.embed(model, batch, None)
     image, text = (np.asarray(unit(found[k])) for k in ("image", "text"))

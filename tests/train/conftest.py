@@ -39,8 +39,15 @@ class LineStage(EmbeddingStage):
 
     name: ClassVar[str] = "line"
 
+    @property
+    def vocab_size(self) -> int:
+        return 0  # it reads no text
+
     def build(self, rngs: nnx.Rngs) -> Line:
         return Line(rngs=rngs)
+
+    def flops(self) -> int:
+        return 3 * 2 * 3 * 2
 
     def embed(self, model: Any, batch: Any, key: jax.Array | None) -> jax.Array:
         return (batch["x"] @ model.kernel[...] + model.bias[...]) * model.frozen[...]
