@@ -59,9 +59,9 @@ def chunked_next_token_loss(
             is float32.
         kernel: output head, any float dtype.
         labels: unshifted, IGNORE where not learned.
-        chunk: tokens whose logits exist at a time, at least one per row. Without `axes` they are
-            counted over the global batch; inside `jax.shard_map` over the shard, and the gradient
-            of the kernel is then summed over shards once, not per chunk.
+        chunk: tokens whose logits exist at a time, at least one per row; inside `jax.shard_map`
+            they are the shard's, and the gradient of the kernel is summed over shards once, not
+            per chunk.
         row_weights: multiplies the losses of a row's tokens; None: 1.
         axes: mesh axes that the rows are sharded over, where called per shard.
     """

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.nn.attention import attend
+from internvl_jax.nn.attend import attend
 from internvl_jax.nn.dense import dense
 from internvl_jax.nn.norm import LayerNorm
 from internvl_jax.nn.param import kernel_init, param, zeros
-from internvl_jax.sharding.rules import constrain
+from internvl_jax.sharding.rules import constrain, gathered
 
 
 class AttentionPool(nnx.Module):
@@ -39,7 +39,8 @@ class AttentionPool(nnx.Module):
         """[B, P, D] -> what the query read, before the projection, [B, 1, N, H]."""
         dtype = tokens.dtype
         mean = jnp.mean(tokens.astype(jnp.float32), axis=1, keepdims=True).astype(dtype)
-        whole = lambda w: constrain(w[...].astype(dtype), None, None, None)
+        axes = ("embed", None, None)
+        whole = lambda w: gathered(w[...].astype(dtype), axes, padded=False)
         q, k, v = (
             dense(constrain(norm(x), "batch", None, None), whole(w)) + b[...].astype(dtype)
             for norm, x, w, b in (

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.batch import MEAN, STD
 from internvl_jax.models.compute import Compute
@@ -20,7 +21,7 @@ from internvl_jax.nn.mlp import Mlp
 from internvl_jax.nn.norm import make_norm
 from internvl_jax.nn.param import constant, kernel_init, normal, param
 from internvl_jax.nn.regularize import drop_path, keep_tokens
-from internvl_jax.nn.stack import Stack
+from internvl_jax.nn.stack import Run, Stack
 from internvl_jax.sharding.rules import constrain
 
 
@@ -120,7 +121,7 @@ def normalize_images(images: jax.Array | np.ndarray) -> jax.Array:
 class Block(nnx.Module):
     """x += dp(ls1 * attn(norm1 x)); x += dp(ls2 * mlp(norm2 x))."""
 
-    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VitConfig, compute: Compute, *, rngs: nnx.Rngs):
         D, init = cfg.width, kernel_init(cfg.width)
         self.norm1 = make_norm(cfg.norm, D, eps=cfg.eps, rngs=rngs)
         self.attn = VitAttention(
@@ -132,6 +133,7 @@ class Block(nnx.Module):
             rngs=rngs,
             init=init,
             out_init=init,
+            implementation=compute.attention,
         )
         self.ls1 = param(rngs, (D,), ("embed",), constant(cfg.layer_scale))
         self.norm2 = make_norm(cfg.norm, D, eps=cfg.eps, rngs=rngs)
@@ -140,7 +142,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, rate: jax.Array, random: Randomness | None) -> jax.Array:
         attn = self.attn(self.norm1(x), gain=self.ls1[...])
-        x = x + _dropped(attn, rate, random, 0)
+        x = checkpoint_name(x + _dropped(attn, rate, random, 0), "mid")
         mlp = self.mlp(self.norm2(x), gain=self.ls2[...])
         return constrain(x + _dropped(mlp, rate, random, 1), "batch", None, None)
 
@@ -160,7 +162,7 @@ class InternViT(nnx.Module):
         self.patch = PatchEmbed(cfg.patch_size, D, rngs=rngs, init=kernel_init(D))
         self.cls = param(rngs, (D,), ("embed",), normal(0.02))
         self.pos = param(rngs, (1 + cfg.grid**2, D), (None, "embed"), normal(0.02))
-        self.blocks = Stack(functools.partial(Block, cfg), cfg.depth, rngs=rngs)
+        self.blocks = Stack(functools.partial(Block, cfg, compute), cfg.depth, rngs=rngs)
         # BEiT's depth-wise initialisation: block l's output projections shrink by sqrt(2 l).
         shrink = (2.0 * jnp.arange(1, cfg.depth + 1)) ** -0.5
         layers: Any = self.blocks.layers
@@ -207,12 +209,14 @@ class InternViT(nnx.Module):
         rates = jnp.asarray(cfg.drop_path_rates())
         layers = jnp.arange(cfg.depth)
 
-        def call(block: Block, x: jax.Array, extra: Any) -> tuple[jax.Array, jax.Array | None]:
+        def call(
+            block: Block, x: jax.Array, extra: Any, run: Run
+        ) -> tuple[jax.Array, jax.Array | None]:
             index, rate = extra
             here = None
             if dropping and random is not None:
                 here = Randomness(jax.random.fold_in(random.key, 1 + index), random.example)
-            x = block(x, rate, here)
+            x = run(block, lambda block, x: block(x, rate, here), x)
             return x, (x if hidden else None)
 
         x, outs, tapped = self.blocks(

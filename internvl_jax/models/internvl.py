@@ -14,6 +14,7 @@ from internvl_jax.models.compute import Compute
 from internvl_jax.models.intern_vit import InternViT, Randomness, VitConfig
 from internvl_jax.models.llama import Llama, LlamaConfig, LlamaOutput
 from internvl_jax.models.qllama import causal_mask, query_text_mask
+from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.param import constant, normal, param, zeros
 
 
@@ -65,8 +66,8 @@ class InternVL(nnx.Module):
     def __init__(self, cfg: InternVLConfig, compute: Compute, *, rngs: nnx.Rngs):
         D, E = cfg.qllama.width, cfg.embed_dim
         self.cfg, self.compute = cfg, compute
-        self.vision = InternViT(cfg.vision, compute, rngs=rngs)
-        self.qllama = Llama(cfg.qllama, compute, rngs=rngs)
+        self.vision = InternViT(cfg.vision, compute.of("vision"), rngs=rngs)
+        self.qllama = Llama(cfg.qllama, compute.of("qllama"), rngs=rngs)
         self.clip_projector = AttentionPool(cfg.vision.width, cfg.pool_heads, E, rngs=rngs)
         self.text_projection = param(rngs, (D, E), ("embed", "contrastive"), normal(D**-0.5))
         self.logit_scale = param(rngs, (), (), constant(cfg.logit_scale))
@@ -112,8 +113,7 @@ class InternVL(nnx.Module):
         x = self.query_inputs(vision.shape[0])
         Q = x.shape[1]
         positions = jnp.broadcast_to(jnp.arange(Q), x.shape[:2])
-        mask = jnp.ones((1, Q, Q), bool)
-        return self.qllama(x, positions, mask, vision=vision, queries=Q).hidden
+        return self.qllama(x, positions, Mask(), vision=vision, queries=Q).hidden
 
     def fused(
         self, vision: jax.Array, text: jax.Array, mask: jax.Array, *, collect: bool = False

@@ -14,6 +14,7 @@ from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.projector import Mlp1, Mlp2xGelu, projector_param_count
 from internvl_jax.models.qllama import causal_mask
+from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.param import normal, param
 
 
@@ -77,11 +78,11 @@ class InternVLChat(nnx.Module):
 
     def __init__(self, cfg: ChatConfig, compute: Compute, *, rngs: nnx.Rngs):
         self.cfg, self.compute = cfg, compute
-        self.vision = InternViT(cfg.vision, compute, rngs=rngs)
+        self.vision = InternViT(cfg.vision, compute.of("vision"), rngs=rngs)
         if cfg.qllama is None:
             self.qllama = None
         else:
-            self.qllama = Llama(cfg.qllama, compute, rngs=rngs)
+            self.qllama = Llama(cfg.qllama, compute.of("qllama"), rngs=rngs)
             width = cfg.qllama.width
             self.query_tokens = param(rngs, (cfg.queries, width), (None, "embed"), normal(0.02))
             self.query_projector = Mlp2xGelu(width, cfg.llm.width, rngs=rngs)
@@ -91,7 +92,7 @@ class InternVLChat(nnx.Module):
             self.projector = Mlp1(cfg.vision.width, cfg.llm.width, version=cfg.unshuffle, rngs=rngs)
         else:
             self.projector = None
-        self.llm = Llama(cfg.llm, compute, rngs=rngs)
+        self.llm = Llama(cfg.llm, compute.of("llm"), rngs=rngs)
 
     def features(self, images: jax.Array) -> tuple[jax.Array | None, jax.Array]:
         """Query outputs [B, Q, Dq] (None without QLLaMA) and patch features [B, P, Dv], no CLS."""
@@ -104,8 +105,7 @@ class InternVLChat(nnx.Module):
         x = jnp.broadcast_to(tokens, (images.shape[0], *tokens.shape))
         Q = tokens.shape[0]
         positions = jnp.broadcast_to(jnp.arange(Q), x.shape[:2])
-        mask = jnp.ones((1, Q, Q), bool)
-        return self.qllama(x, positions, mask, vision=out.tokens, queries=Q).hidden, patches
+        return self.qllama(x, positions, Mask(), vision=out.tokens, queries=Q).hidden, patches
 
     def visual_embeddings(self, images: jax.Array) -> jax.Array:
         """Normalised images [B, S, S, 3] -> [B, V, D]: the queries first, then the patches.

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.models.compute import Compute
+from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.attention import CrossAttention, DecoderAttention, KeyValue
 from internvl_jax.nn.mlp import SwiGlu
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import normal, param
 from internvl_jax.nn.rope import rope_tables
-from internvl_jax.nn.stack import Stack
-from internvl_jax.sharding.rules import constrain
+from internvl_jax.nn.stack import Run, Stack, interleave, scan_layers, segments
+from internvl_jax.sharding.rules import constrain, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ class LlamaConfig:
 class DecoderLayer(nnx.Module):
     """Self-attention, then cross-attention for the query rows, then the feed-forward block."""
 
-    def __init__(self, cfg: LlamaConfig, *, cross: bool, rngs: nnx.Rngs):
+    def __init__(self, cfg: LlamaConfig, compute: Compute, *, cross: bool, rngs: nnx.Rngs):
         std = 0.02 * (3200 / cfg.width) ** 0.5
         init, out_init = normal(std), normal(std * (2 * cfg.depth) ** -0.5)
         self.norm1 = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
@@ -136,6 +138,7 @@ class DecoderLayer(nnx.Module):
             rngs=rngs,
             init=init,
             out_init=out_init,
+            implementation=compute.attention,
         )
         make_cross = functools.partial(CrossAttention, eps=cfg.eps, init=init, out_init=out_init)
         self.cross = (
@@ -148,7 +151,7 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array],
-        mask: jax.Array | None,
+        mask: Mask | jax.Array,
         vision: jax.Array | None,
         queries: int,
         cache: KeyValue | None,
@@ -158,6 +161,7 @@ class DecoderLayer(nnx.Module):
         if self.cross is not None and vision is not None and queries:
             rows = x[:, :queries]
             x = jnp.concatenate([rows + self.cross(rows, vision), x[:, queries:]], axis=1)
+        x = checkpoint_name(x, "mid")
         x = x + self.mlp(self.norm2(x))
         return constrain(x, "batch", None, None), kv
 
@@ -165,9 +169,10 @@ class DecoderLayer(nnx.Module):
 class Period(nnx.Module):
     """`first` may cross-attend, the layers of `rest` never do."""
 
-    def __init__(self, cfg: LlamaConfig, length: int, *, rngs: nnx.Rngs):
-        self.first = DecoderLayer(cfg, cross=cfg.vision_width > 0, rngs=rngs)
-        self.rest = nnx.List(DecoderLayer(cfg, cross=False, rngs=rngs) for _ in range(length - 1))
+    def __init__(self, cfg: LlamaConfig, compute: Compute, length: int, *, rngs: nnx.Rngs):
+        self.first = DecoderLayer(cfg, compute, cross=cfg.vision_width > 0, rngs=rngs)
+        make_plain = functools.partial(DecoderLayer, cfg, compute, cross=False)
+        self.rest = nnx.List(make_plain(rngs=rngs) for _ in range(length - 1))
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -190,9 +195,9 @@ class Llama(nnx.Module):
         self.cfg, self.compute = cfg, compute
         whole, tail = divmod(cfg.depth, cfg.period)
         self.embedding = param(rngs, (cfg.vocab_size, cfg.width), ("vocab", "embed"), normal(0.02))
-        make_period = functools.partial(Period, cfg, cfg.period)
+        make_period = functools.partial(Period, cfg, compute, cfg.period)
         self.periods = Stack(make_period, whole, rngs=rngs) if whole else None
-        self.tail = Period(cfg, tail, rngs=rngs) if tail else None
+        self.tail = Period(cfg, compute, tail, rngs=rngs) if tail else None
         self.norm = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
         head = cfg.head and not cfg.tied_head
         shape, axes = (cfg.width, cfg.vocab_size), ("embed", "vocab")
@@ -201,32 +206,35 @@ class Llama(nnx.Module):
     def embed(self, ids: jax.Array) -> jax.Array:
         """Token ids [B, T] -> [B, T, D] in the compute dtype."""
         # Whole on every device first: a lookup in a sharded table is worse than gathering it.
-        table = constrain(self.embedding[...].astype(self.compute.jnp_dtype), None, None)
+        table = self._whole(self.embedding, "vocab", "embed")
         x = jnp.take(table, ids, axis=0)
         if self.cfg.pad_id is not None:
             x = jnp.where((ids == self.cfg.pad_id)[..., None], jax.lax.stop_gradient(x), x)
         return constrain(x, "batch", None, None)
 
+    def _whole(self, matrix: nnx.Param, *axes: str) -> jax.Array:
+        return gathered(matrix[...].astype(self.compute.jnp_dtype), axes, padded=False)
+
     def head_kernel(self) -> jax.Array:
-        """The [D, V] matrix from final hidden states to logits."""
+        """The [D, V] matrix from final hidden states to logits, whole, in the compute dtype."""
         if self.lm_head is not None:
-            return self.lm_head[...]
+            return self._whole(self.lm_head, "embed", "vocab")
         if self.cfg.tied_head:
-            return self.embedding[...].T
+            return self._whole(self.embedding, "vocab", "embed").T
         raise ValueError(
             "This decoder was built without an output head (head=False): it has no logits."
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        kernel = self.head_kernel().astype(hidden.dtype)
+        kernel = self.head_kernel()
         return jnp.einsum("...D,DV->...V", hidden, kernel, preferred_element_type=jnp.float32)
 
     def __call__(
         self,
         x: jax.Array,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Mask | jax.Array,
         *,
         vision: jax.Array | None = None,
         queries: int = 0,
@@ -238,7 +246,8 @@ class Llama(nnx.Module):
         Args:
             x: [R, T, D] embeddings; with `vision`, R/B consecutive rows belong to one image.
             positions: [R, T] for RoPE.
-            mask: bool [R|1, T, S + T], True where attention is allowed, keys of the cache first.
+            mask: a rule, or bool [R|1, T, S + T], True where attention is allowed, keys of the
+                cache first.
             vision: [B, P, Dv] tokens for the cross-attention.
             queries: the first so many positions of each row cross-attend.
             cache: keys and values [L, R, S, K, H] of earlier tokens; read only.
@@ -247,37 +256,41 @@ class Llama(nnx.Module):
         cfg = self.cfg
         rope = rope_tables(positions, cfg.H, cfg.rope_theta)
         x = x.astype(self.compute.jnp_dtype)
-        whole, k = cfg.depth // cfg.period, cfg.period
+        options: dict[str, Any] = dict(
+            remat=self.compute.remat, dtype=self.compute.jnp_dtype, unroll=self.compute.unroll
+        )
 
-        def run(period: Period, x: jax.Array, cache: KeyValue | None) -> tuple[jax.Array, Any]:
-            kvs, outs = [], []
+        def one(layer: DecoderLayer, x: jax.Array, cache: KeyValue | None, run: Run):
+            call = lambda layer, x: layer(x, rope, mask, vision, queries, cache)
+            x, kv = run(layer, call, x)
+            return x, (kv, x if collect else None)
+
+        def several(period: Period, x: jax.Array, cache: KeyValue | None, run: Run):
+            outs = []
             for i, layer in enumerate(period.layers):
-                here = None if cache is None else (cache[0][i], cache[1][i])
-                x, kv = layer(x, rope, mask, vision, queries, here)
-                kvs.append(kv)
-                outs.append(x)
-            stacked = jax.tree.map(lambda *a: jnp.stack(a), *kvs)
-            return x, (stacked, jnp.stack(outs) if collect else None)
+                x, out = one(layer, x, jax.tree.map(lambda c: c[i], cache), run)  # noqa: B023
+                outs.append(out)
+            return x, jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
+        if not cfg.vision_width:
+            whole: Any = None if self.periods is None else self.periods.layers
+            layers = interleave(
+                [] if whole is None else whole.layers,
+                [] if self.tail is None else self.tail.layers,
+            )
+            x, (kv, outs), _ = scan_layers(layers, cfg.depth, one, x, cache, **options)
+            return LlamaOutput(self.norm(x), kv, outs)
+
+        whole, k = cfg.depth // cfg.period, cfg.period
         parts = []
         if self.periods is not None:
-            per_period = None
-            if cache is not None:
-                per_period = tuple(c[: whole * k].reshape(whole, k, *c.shape[1:]) for c in cache)
-            x, out, _ = self.periods(
-                run,
-                x,
-                per_period,
-                remat=self.compute.remat,
-                dtype=self.compute.jnp_dtype,
-                unroll=self.compute.unroll,
-            )
+            here = jax.tree.map(lambda c: c[: whole * k].reshape(whole, k, *c.shape[1:]), cache)
+            x, out, _ = self.periods(several, x, here, **options)
             parts.append(jax.tree.map(lambda a: a.reshape(whole * k, *a.shape[2:]), out))
         if self.tail is not None:
-            rest = None if cache is None else (cache[0][whole * k :], cache[1][whole * k :])
-            x, out = run(self.tail, x, rest)
+            rest = jax.tree.map(lambda c: c[whole * k :], cache)
+            ((*_, policy),) = segments(self.compute.remat, 1)
+            x, out = several(self.tail, x, rest, Run(policy, self.compute.jnp_dtype))
             parts.append(out)
-        kv, layers = (
-            jax.tree.map(lambda *a: jnp.concatenate(a), *parts) if len(parts) > 1 else parts[0]
-        )
+        kv, layers = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
         return LlamaOutput(self.norm(x), kv, layers)

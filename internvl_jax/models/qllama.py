@@ -19,6 +19,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from internvl_jax.nn.attend import Mask
+
 USES = {
     "itc": dict(q_to_t=False, t_to_q=False, causal=True),
     "itm": dict(q_to_t=True, t_to_q=True, causal=False),
@@ -26,10 +28,9 @@ USES = {
 }
 
 
-def causal_mask(text_mask: jax.Array) -> jax.Array:
-    """Causal mask of a text-only row: bool [B, T] -> bool [B, T, T]."""
-    T = text_mask.shape[1]
-    return jnp.tril(jnp.ones((T, T), bool))[None] & text_mask[:, None, :].astype(bool)
+def causal_mask(text_mask: jax.Array) -> Mask:
+    """Causal mask of a text-only row: bool [B, T], False on padding on either side."""
+    return Mask(text_mask.astype(bool), causal=True)
 
 
 def query_text_mask(queries: int, text_mask: jax.Array, use: str) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Attention: one numeric core, three modules (ViT, decoder, cross)."""
+"""Attention modules: ViT, decoder, cross. Their numeric core is `nn.attend`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from internvl_jax.nn.attend import Mask, attend, rotates
 from internvl_jax.nn.dense import dense
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import Initializer, param, zeros
@@ -14,29 +15,6 @@ from internvl_jax.nn.rope import apply_rope
 from internvl_jax.sharding.rules import constrain
 
 KeyValue = tuple[jax.Array, jax.Array]
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Scaled dot-product attention with a float32 softmax.
-
-    Args:
-        q: [B, T, N, H].
-        k: [B, S, K, H] with N a multiple of K (grouped queries).
-        v: [B, S, K, H].
-        mask: bool, broadcastable to [B, T, S], True where attention is allowed. A row with nothing
-            allowed attends uniformly, as the original does.
-
-    Returns:
-        [B, T, N, H] in q's dtype.
-    """
-    B, T, N, H = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * H**-0.5
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
 
 
 class VitAttention(nnx.Module):
@@ -53,8 +31,10 @@ class VitAttention(nnx.Module):
         rngs: nnx.Rngs,
         init: Initializer,
         out_init: Initializer,
+        implementation: str = "auto",
     ):
         H = width // heads
+        self.implementation = implementation
         axes = ("vit_heads", "head_dim")
         self.qkv = param(rngs, (width, 3, heads, H), ("embed", None, *axes), init)
         self.qkv_bias = param(rngs, (3, heads, H), (None, *axes), zeros) if qkv_bias else None
@@ -84,7 +64,7 @@ class VitAttention(nnx.Module):
         if self.k_norm is not None:
             k = self.k_norm(k)
         q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
-        return checkpoint_name(attend(q, k, v), "attn")
+        return attend(q, k, v, implementation=self.implementation)
 
     def __call__(self, x: jax.Array, gain: jax.Array | None = None) -> jax.Array:
         """Applies the block; `gain` is LayerScale, folded as in `nn.mlp.Mlp`."""
@@ -115,7 +95,9 @@ class DecoderAttention(nnx.Module):
         rngs: nnx.Rngs,
         init: Initializer,
         out_init: Initializer,
+        implementation: str = "auto",
     ):
+        self.implementation = implementation
         D, N, K, H = width, heads, kv_heads, head_dim
         self.q = param(rngs, (D, N, H), ("embed", "heads", "head_dim"), init)
         self.k = param(rngs, (D, K, H), ("embed", "kv_heads", "head_dim"), init)
@@ -132,7 +114,7 @@ class DecoderAttention(nnx.Module):
         self,
         x: jax.Array,
         rope: tuple[jax.Array, jax.Array],
-        mask: jax.Array | None,
+        mask: Mask | jax.Array,
         cache: KeyValue | None = None,
     ) -> tuple[jax.Array, KeyValue]:
         """Attends over the cache (if any) followed by x itself.
@@ -140,7 +122,7 @@ class DecoderAttention(nnx.Module):
         Args:
             x: [B, T, D].
             rope: tables of x's positions.
-            mask: bool [B|1, T, S + T], keys of the cache first.
+            mask: a rule, or bool [B|1, T, S + T], keys of the cache first.
             cache: rotated keys and values [B, S, K, H] of earlier tokens; read, never written.
 
         Returns:
@@ -154,14 +136,20 @@ class DecoderAttention(nnx.Module):
             q = self.q_norm(q)
         if self.k_norm is not None:
             k = self.k_norm(k)
-        q = constrain(apply_rope(q, rope), "batch", None, "heads", None)
-        k = constrain(apply_rope(k, rope), "batch", None, "kv_heads", None)
+        inside = cache is None and rotates(q, k, mask, self.implementation)
+        if not inside:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        q = constrain(q, "batch", None, "heads", None)
+        k = constrain(k, "batch", None, "kv_heads", None)
         v = constrain(v, "batch", None, "kv_heads", None)
+        q, k, v = (checkpoint_name(t, "qkv") for t in (q, k, v))
         keys, values = k, v
         if cache is not None:
             keys = jnp.concatenate([cache[0].astype(k.dtype), k], axis=1)
             values = jnp.concatenate([cache[1].astype(v.dtype), v], axis=1)
-        y = checkpoint_name(attend(q, keys, values, mask), "attn")
+        y = attend(q, keys, values, mask, self.implementation, rope if inside else None)
+        if inside:
+            k = apply_rope(k, rope)  # for a cache; costs nothing where there is none to fill
         y = dense(y, self.out[...], contract=2)
         return _with_bias(y, self.out_bias), (k, v)
 
@@ -204,7 +192,7 @@ class CrossAttention(nnx.Module):
         k = dense(vision, self.k[...])
         v = dense(vision, self.v[...])
         q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
-        y = checkpoint_name(attend(q, k, v), "attn")
+        y = attend(q, k, v)
         y = dense(y, self.out[...], contract=2)
         return y.reshape(rows, Q, D)
 

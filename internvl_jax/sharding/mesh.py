@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("replica", "fsdp", "tensor")
@@ -48,12 +49,38 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Builds the mesh in the order in which neighbours communicate most on the last axes."""
+    """Builds the mesh in the order in which neighbours communicate most on the last axes.
+
+    Of several slices, each holds whole replicas: only gradients cross the data-centre network.
+    """
     devices = list(jax.devices()) if devices is None else list(devices)
-    sizes = config.sizes(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    replica, fsdp, tensor = config.sizes(len(devices))
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if replica % slices:
+        raise ValueError(
+            f"mesh.replica={replica} does not split over {slices} slices: make it a multiple."
+        )
+    shape = (replica // slices, fsdp, tensor)
+    # An axis of the mesh may be part of an axis of the torus: 4 x 128 on 8 x 8 x 8 chips.
+    if slices > 1:
+        array = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def one_device() -> Mesh:
     """The mesh of the first device alone."""
     return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+
+def platform() -> str:
+    """What the computation is for: ``cpu``, ``gpu`` or ``tpu``.
+
+    That is the mesh's devices, which need not be here (a plan compiles for absent ones).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform

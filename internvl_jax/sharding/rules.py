@@ -18,6 +18,7 @@ vocab          whole            whole (49,954 = 2 x 24,977 hardly divides)
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,9 +58,29 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def gathered(x: jax.Array, axes: tuple[str | None, ...], *, padded: bool) -> jax.Array:
-    """A parameter as a layer uses it: gathered over fsdp, split over tensor."""
-    names = tuple("heads" if a == "vit_heads" and padded else a for a in axes)
-    return constrain(x, *names)
+    """A parameter as a layer uses it: gathered over fsdp, split over tensor.
+
+    Its gradient goes the other way: it is summed into the shards, never whole on every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return _gathered(tuple("heads" if a == "vit_heads" and padded else a for a in axes), x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(axes: tuple[str | None, ...], x: jax.Array) -> jax.Array:
+    return constrain(x, *axes)
+
+
+def _gathered_forward(axes: tuple[str | None, ...], x: jax.Array) -> tuple[jax.Array, None]:
+    return constrain(x, *axes), None
+
+
+def _gathered_backward(axes: tuple[str | None, ...], _: None, dx: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(dx, _spec(axes, AT_REST)),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def parameter_sharding(
@@ -129,3 +150,41 @@ def per_shard(fn: Callable[..., Any], batch: Mapping[str, jax.Array], *whole: An
         functools.partial(fn, axes=BATCH), in_specs=in_specs, out_specs=PartitionSpec()
     )
     return mapped(dict(batch), *whole)
+
+
+def map_shards(
+    fn: Callable[..., Any],
+    *arrays: tuple[jax.Array, tuple[str | None, ...]],
+    out: tuple[str | None, ...] | list[Any],
+) -> Any:
+    """Runs a function on each device's own part: for kernels that the partitioner cannot split.
+
+    A logical axis some size of which does not divide over its mesh axes stays whole: every device
+    then computes all of it.
+
+    Args:
+        fn: takes the parts of the arrays, gives its part of the result.
+        arrays: each with one logical name or None per axis.
+        out: the same for the result, or a list of them for a tuple of results.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    values = [x for x, _ in arrays]
+    if mesh.empty:
+        return fn(*values)
+
+    def shards(name: str) -> int:
+        names = COMPUTE[name]
+        return math.prod(mesh.shape[a] for a in ((names,) if isinstance(names, str) else names))
+
+    whole = {
+        a for x, axes in arrays for n, a in zip(x.shape, axes, strict=True) if a and n % shards(a)
+    }
+    rules = {name: where for name, where in COMPUTE.items() if name not in whole}
+    return jax.shard_map(
+        fn,
+        in_specs=tuple(_spec(axes, rules) for _, axes in arrays),
+        out_specs=tuple(_spec(o, rules) for o in out)
+        if isinstance(out, list)
+        else _spec(out, rules),
+        check_vma=False,  # a kernel's outputs do not say over which axes they vary
+    )(*values)

@@ -24,7 +24,7 @@ class FinetuneStage(Stage):
     Attributes:
         model: the dialogue model.
         trainable_paths: `TRAIN_MLP` first, then `TRAIN_MLP_AND_LLM`; the towers stay frozen.
-        chunk: tokens whose logits exist at a time.
+        chunk: tokens whose logits exist at a time on one device.
     """
 
     model: ChatConfig = ChatConfig()

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvl_jax.losses.captioning import chunked_next_token_loss
 from internvl_jax.losses.contrastive import softmax_loss
 from internvl_jax.losses.matching import matching_loss, sample_hard_negatives
 from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl import InternVL, InternVLConfig, unit
 from internvl_jax.models.qllama import query_text_mask
 from internvl_jax.sharding.rules import constrain, per_shard
+from internvl_jax.stages.language import token_totals
 from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
@@ -44,7 +44,7 @@ class GenerativeStage(Stage):
             no caption is empty.
         empty_summary: the same for "summarize:" and nothing else (5 with LLaMA's tokenizer).
         loss_weights: of ITM, ITC and ITG; 1 : 1 : 1 in the paper.
-        chunk: logits that exist at a time: columns of ITC, tokens of ITG.
+        chunk: logits that exist at a time on one device: columns of ITC, tokens of ITG.
         layer_decay: learning-rate factor per layer of depth below the last; 1 is off.
     """
 
@@ -166,8 +166,8 @@ class GenerativeStage(Stage):
         labels = batch["labels"]
         counts = jnp.sum(labels[:, 1:] >= 0, axis=1).astype(jnp.float32).reshape(groups, -1)
         per_token = jnp.repeat(1.0 / jnp.maximum(jnp.sum(counts, 1), 1.0) / groups, B // groups)
-        itg_total = chunked_next_token_loss(
-            itg[:, Q:], model.qllama.head_kernel(), labels, chunk=self.chunk, row_weights=per_token
+        itg_total = token_totals(
+            itg[:, Q:], model.qllama.head_kernel(), labels, self.chunk, per_token
         )
         loss_itg = itg_total.loss
         metrics = {

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from internvl_jax.losses.captioning import chunked_next_token_loss
+from internvl_jax.losses.captioning import TokenTotals, chunked_next_token_loss
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.qllama import causal_mask
+from internvl_jax.sharding.rules import per_shard
 from internvl_jax.stages.stage import Batch, Metrics, Stage
 
 
@@ -23,7 +24,7 @@ class LanguageModel(nnx.Module):
     """A decoder under the name it has inside the larger models."""
 
     def __init__(self, cfg: LlamaConfig, stage: LanguageStage, *, rngs: nnx.Rngs):
-        self.llm = Llama(cfg, stage.compute, rngs=rngs)
+        self.llm = Llama(cfg, stage.compute.of("llm"), rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LanguageStage(Stage):
 
     Attributes:
         model: the decoder; with QLLaMA's cross_frequency it has the layout stage 1 continues.
-        chunk: tokens whose logits exist at a time.
+        chunk: tokens whose logits exist at a time on one device.
     """
 
     model: LlamaConfig = LlamaConfig()
@@ -65,11 +66,36 @@ def label_count(labels: jax.Array) -> jax.Array:
     return jnp.sum(labels[:, 1:] >= 0).astype(jnp.float32)
 
 
+def token_totals(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    chunk: int,
+    row_weights: jax.Array | None = None,
+) -> TokenTotals:
+    """`chunked_next_token_loss` of the global batch, each device doing its own rows."""
+    rows = {"hidden": hidden, "labels": labels}
+    if row_weights is not None:
+        rows["weights"] = row_weights
+
+    def shard(rows: Batch, kernel: jax.Array, axes: tuple[str, ...]) -> TokenTotals:
+        return chunked_next_token_loss(
+            rows["hidden"],
+            kernel,
+            rows["labels"],
+            chunk=chunk,
+            row_weights=rows.get("weights"),
+            axes=axes,
+        )
+
+    return per_shard(shard, rows, kernel)
+
+
 def next_token_mean(
     hidden: jax.Array, kernel: jax.Array, labels: jax.Array, chunk: int
 ) -> tuple[jax.Array, Metrics]:
     """Mean next-token loss and accuracy over the learned positions of the global batch."""
-    total = chunked_next_token_loss(hidden, kernel, labels, chunk=chunk)
+    total = token_totals(hidden, kernel, labels, chunk)
     count = jnp.maximum(total.count, 1.0)
     loss = total.loss / count
     return loss, {"token_accuracy": total.correct / count, "perplexity": jnp.exp(loss)}

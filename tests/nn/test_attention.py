@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from internvl_jax.nn.attention import CrossAttention, DecoderAttention, VitAttention, attend
+from internvl_jax.nn.attend import attend
+from internvl_jax.nn.attention import CrossAttention, DecoderAttention, VitAttention
 from internvl_jax.nn.param import normal
 from internvl_jax.nn.rope import rope_tables
 

@@ -11,7 +11,7 @@ from flax import nnx
 from internvl_jax.nn.mlp import Mlp
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import normal, param
-from internvl_jax.nn.stack import Stack, remat_policy
+from internvl_jax.nn.stack import Stack, parse_remat
 
 
 class Layer(nnx.Module):
@@ -35,9 +35,12 @@ GAINS = jnp.arange(1.0, 5.0)
 
 
 def run(stack, **options):
-    def call(layer, x, gain):
+    def one(layer, x):
         assert options.get("head_multiple", 1) == 1 or layer.heads.shape[1] == 8
-        return layer(x) * gain, jnp.sum(x)
+        return layer(x)
+
+    def call(layer, x, gain, run):
+        return run(layer, one, x) * gain, jnp.sum(x)
 
     return stack(call, X, GAINS, **options)
 
@@ -72,7 +75,9 @@ def test_padded_heads_change_nothing(stack):
     assert stack.layers.heads.shape == (4, 6, 5, 2)
 
 
-@pytest.mark.parametrize("remat", ["full", "fc1", "qkv,attn,fc1"])
+@pytest.mark.parametrize(
+    "remat", ["full", "fc1", "qkv,attn,fc1", "fc1:2", "fc1:3,attn:1", "layer@host,fc1"]
+)
 def test_remat_changes_neither_value_nor_gradient(stack, remat):
     graphdef, state = nnx.split(stack)
 
@@ -102,15 +107,15 @@ def test_remat_keeps_fewer_activations(stack):
 
 def test_an_unknown_activation_is_named():
     with pytest.raises(ValueError, match="Unknown activation 'fc2' in remat='fc1,fc2'"):
-        remat_policy("fc1,fc2")
+        parse_remat("fc1,fc2")
 
 
 def test_matrices_are_cast_vectors_are_not(stack):
     seen = {}
 
-    def call(layer, x, gain):
+    def one(layer, x):
         seen.update(matrix=layer.mlp.fc1.dtype, vector=layer.mlp.fc1_bias.dtype)
-        return x, None
+        return x
 
-    stack(call, X, GAINS, dtype=jnp.bfloat16)
+    stack(lambda layer, x, gain, run: (run(layer, one, x), None), X, GAINS, dtype=jnp.bfloat16)
     assert seen == {"matrix": jnp.bfloat16, "vector": jnp.float32}
