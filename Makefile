@@ -9,7 +9,7 @@ EXTRAS ?=
 VENV ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 BIN = $(VENV)/bin
 
-.PHONY: help setup test slow lint format demo clean
+.PHONY: help setup test slow lint format demo plan clean
 help:  ## what can be made
 	@sed -n '1,/^PYTHON/s/^# \{0,1\}//p' Makefile
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ demo: export MALLOC_ARENA_MAX = 1
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: setup  ## data, three stages, evaluation, PyTorch export and report: runs/demo/report.html
 	$(BIN)/python -m launch.local $(if $(FAST),--fast)
+
+plan: EXTRAS = dev,tpu
+plan: setup  ## what the full sizes would need and do on TPU slices, compiled here: runs/plan.json
+	@mkdir -p runs
+	$(BIN)/python -m internvl_jax.plan --config=configs/plan.py --json=runs/plan.json --chart=runs/plan.png
 
 clean:  ## remove environments and caches; runs/ and data stay
 	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache

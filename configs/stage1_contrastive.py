@@ -12,15 +12,29 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import tiny, topologies
 
 STEPS = 175_000
 BATCH = 163_840
 UNMASKED = 500_000_000 // BATCH
 
+# What each slice has the memory for: see `topologies.apply` and docs/planning.md.
+TOPOLOGIES = {
+    "v5p_4x4x8": dict(fsdp=64, remat="layer@host,gate:24"),
+    "v5p_8x8x8": dict(fsdp=128, remat="fc1,gate,up:30", phases=("", "gate,up")),
+    "v5p_8x8x16": dict(fsdp=128, remat="fc1,gate,up,qkv"),
+    "v5p_2x8x8x8": dict(fsdp=128, remat="fc1,gate,up,qkv"),
+    "v5p_4x8x8x8": dict(fsdp=128, remat="fc1,gate,up,qkv,mid"),
+    "v4_8x8x16": dict(fsdp=128, remat="layer@host,fc1"),
+    "v5e_16x16": dict(fsdp=128, remat="layer@host"),
+    "v6e_16x16": dict(fsdp=128, remat="layer@host"),
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Args: arg: empty for the full size, ``tiny`` for the tests' form."""
+    """Args: arg: empty for the full size; a slice of `TOPOLOGIES`; ``colab`` for what one v5e or
+    v6e chip holds; ``tiny`` for the tests' form.
+    """
     config = ConfigDict()
     config.seed = 0
     config.stage = dict(
@@ -104,9 +118,53 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if arg == "tiny":
         _tiny(config)
+    elif arg == "colab":
+        _colab(config)
+    elif arg in TOPOLOGIES:
+        topologies.apply(config, arg, TOPOLOGIES[arg])
     elif arg:
-        raise ValueError(f"Unknown argument {arg!r}: use stage1_contrastive.py or ...:tiny.")
+        raise ValueError(f"Unknown argument {arg!r}: use tiny, colab or {', '.join(TOPOLOGIES)}.")
     return config
+
+
+def _colab(config: ConfigDict) -> None:
+    """One chip with 16 GiB: InternViT-300M's tower and a text tower of 12 layers."""
+    config.stage.model.update(
+        vision=dict(
+            image_size=224,
+            patch_size=14,
+            width=1024,
+            depth=24,
+            heads=16,
+            mlp_dim=4096,
+            norm="layer",
+            qk_norm=False,
+            qkv_bias=True,
+            drop_path=0.1,
+            drop_path_mode="linear",
+        ),
+        qllama=dict(
+            vocab_size=49954,
+            width=512,
+            depth=12,
+            heads=8,
+            mlp_dim=1408,
+            cross_frequency=2,
+            vision_width=0,
+            pad_id=0,
+        ),
+        embed_dim=512,
+    )
+    config.stage.lr_scales = ()
+    steps = 20_000
+    config.phases = (
+        dict(until=steps - 1000, stage=dict(image_size=196, keep=0.5)),
+        dict(until=steps, stage=dict(image_size=224, keep=1.0)),
+    )
+    config.optim.warmup = 1000.0
+    config.train.update(steps=steps, global_batch=256, keep_every=0)
+    config.init = dict()
+    config.topology = "v5e:1x1"
 
 
 def _tiny(config: ConfigDict) -> None:

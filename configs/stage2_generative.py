@@ -1,27 +1,37 @@
 """Stage 2, vision-language generative training (https://arxiv.org/abs/2312.14238, Table 20).
 
 QLLaMA's queries and cross-attention learn to read the frozen tower: ITC + ITM + ITG on 1.6 B
-samples in batches of 20 K. Arguments: empty for the full size, ``tiny``, and ``retrieval`` for the
-fine-tuning of Table 21 (364 px, layer-wise decay, soft targets).
+samples in batches of 20 K. Arguments: empty for the full size, ``tiny``, ``retrieval`` for the
+fine-tuning of Table 21 (364 px, layer-wise decay, soft targets), and a slice such as ``v5p_4x4x8``.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import tiny, topologies
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
 TRAIN_ALL = ("(?!qllama/lm_head)",)  # everything that the retrieval loss reaches
 STEPS = 80_000
 BATCH = 20_480
 
+# What each slice has the memory for: see `topologies.apply` and docs/planning.md.
+TOPOLOGIES = {
+    "v5p_4x4x8": dict(fsdp=64, remat="qllama/gate:12"),
+    "v5e_16x16": dict(fsdp=128, remat="layer@host"),
+    "v6e_16x16": dict(fsdp=128, remat="layer@host"),
+}
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Args: arg: empty, ``tiny``, ``retrieval`` or ``retrieval,tiny``."""
+    """Args: arg: empty or a list of ``tiny``, ``retrieval`` and a slice of `TOPOLOGIES`."""
     arguments = [a for a in arg.split(",") if a]
-    if unknown := set(arguments) - {"tiny", "retrieval"}:
-        raise ValueError(f"Unknown argument {sorted(unknown)[0]!r}: use tiny or retrieval.")
+    if unknown := set(arguments) - {"tiny", "retrieval", *TOPOLOGIES}:
+        raise ValueError(
+            f"Unknown argument {sorted(unknown)[0]!r}: use tiny, retrieval or "
+            f"{', '.join(TOPOLOGIES)}."
+        )
     config = ConfigDict()
     config.seed = 0
     config.stage = dict(
@@ -91,6 +101,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if "retrieval" in arguments:
         _retrieval(config)
+    for name in sorted(set(arguments) & set(TOPOLOGIES)):
+        topologies.apply(config, name, TOPOLOGIES[name])
     if "tiny" in arguments:
         _tiny(config)
     return config

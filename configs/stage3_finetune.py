@@ -2,20 +2,27 @@
 
 Arguments, joined by commas: ``mlp`` (the first step: only the projector) or ``sft`` (the second:
 projector and LLM, the default); ``vit`` (InternViT through ``mlp2x_gelu``, LLaVA-1.5's recipe, the
-default) or ``qllama`` (QLLaMA and ``two_mlp``); ``7b`` (default) or ``13b``; ``tiny``.
+default) or ``qllama`` (QLLaMA and ``two_mlp``); ``7b`` (default) or ``13b``; ``tiny``; a slice
+such as ``v5p_4x4x8``.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny
+from configs import tiny, topologies
 
 TRAIN_MLP = ("projector/", "query_projector/")
 TRAIN_MLP_AND_LLM = (*TRAIN_MLP, "llm/")
 LLMS = {
     "7b": dict(vocab_size=32000, width=4096, depth=32, heads=32, mlp_dim=11008, eps=1e-5),
     "13b": dict(vocab_size=32000, width=5120, depth=40, heads=40, mlp_dim=13824, eps=1e-5),
+}
+# What each slice has the memory for: see `topologies.apply` and docs/planning.md.
+TOPOLOGIES = {
+    "v5p_4x4x8": dict(fsdp=64, remat="gate,up"),
+    "v5e_16x16": dict(fsdp=128, remat="full"),
+    "v6e_16x16": dict(fsdp=128, remat="gate,llm/weights:20"),
 }
 QLLAMA = dict(
     vocab_size=49954,
@@ -32,10 +39,11 @@ QLLAMA = dict(
 def get_config(arg: str = "") -> ConfigDict:
     """Args: arg: see the module."""
     arguments = {a for a in arg.split(",") if a}
-    if unknown := arguments - {"mlp", "sft", "vit", "qllama", "7b", "13b", "tiny"}:
+    known = {"mlp", "sft", "vit", "qllama", "7b", "13b", "tiny", *TOPOLOGIES}
+    if unknown := arguments - known:
         raise ValueError(
             f"Unknown argument {sorted(unknown)[0]!r}: use mlp or sft, vit or qllama, 7b or 13b, "
-            "tiny."
+            f"tiny, {', '.join(TOPOLOGIES)}."
         )
     first = "mlp" in arguments
     config = ConfigDict()
@@ -102,6 +110,8 @@ def get_config(arg: str = "") -> ConfigDict:
         template="plain" if first else "vicuna_v1",
         threads=16,
     )
+    for name in sorted(arguments & set(TOPOLOGIES)):
+        topologies.apply(config, name, TOPOLOGIES[name])
     if "tiny" in arguments:
         _tiny(config)
     return config

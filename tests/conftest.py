@@ -14,7 +14,8 @@ flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" no
 quick = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith("0.10."):
     quick.append("--xla_cpu_use_fusion_emitters=false")  # an option that later versions lack
-os.environ["JAX_PLATFORMS"] = "cpu"
+# A few tests need the chip itself: INTERNVL_PLATFORM=tpu runs them on it.
+os.environ["JAX_PLATFORMS"] = os.environ.get("INTERNVL_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 # Nearly all the time goes into compiling, which a second run of the same test need not repeat.

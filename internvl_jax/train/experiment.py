@@ -25,7 +25,8 @@ class Phase:
 
     Attributes:
         until: the step at which it ends (exclusive); the last phase ends with the run.
-        stage: settings that replace the stage's, e.g. ``{"image_size": 224, "keep": 1.0}``.
+        stage: settings that replace the stage's, e.g. ``{"image_size": 224, "keep": 1.0}``; of a
+            group only those that are given.
     """
 
     until: int
@@ -77,6 +78,7 @@ class TrainConfig:
         max_bad_records: share of records that may fail to decode before the run stops.
         profile: (first, last) step of a profiler window.
         tensorboard, wandb: further metric writers; wandb names the project.
+        compiler_options: for the step, beside those that `chips` has for the accelerator.
     """
 
     steps: int
@@ -96,6 +98,7 @@ class TrainConfig:
     profile: tuple[int, ...] = ()
     tensorboard: bool = False
     wandb: str = ""
+    compiler_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if min(self.steps, self.global_batch, self.accumulate, self.log_every, self.save_every) < 1:
@@ -122,6 +125,8 @@ class Experiment:
         data: settings of the data pipeline; image size, text length and visual tokens come from
             the stage.
         phases: scheduled changes of the stage, in order; empty for none.
+        topology: the TPU slices that mesh and rematerialisation were chosen for, e.g. v5p:8x8x8;
+            `plan` takes them unless told others.
     """
 
     stage: Stage
@@ -131,6 +136,7 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     init: InitConfig = InitConfig()
     phases: tuple[Phase, ...] = ()
+    topology: str = ""
     seed: int = 0
 
     def __post_init__(self):
@@ -177,9 +183,13 @@ class Experiment:
         return settings
 
 
-def _with(stage: Stage, changes: Mapping[str, Any], where: str) -> Stage:
-    current = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}
-    return build(type(stage), {**current, **changes}, where)
+def _with(group: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """A dataclass with some fields replaced, those of nested groups too."""
+    current = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
+    for name, value in changes.items():
+        nested = dataclasses.is_dataclass(current.get(name)) and isinstance(value, Mapping)
+        current[name] = _with(current[name], value, f"{where}.{name}") if nested else value
+    return build(type(group), current, where)
 
 
 def resolve(config: Any) -> Experiment:
@@ -214,6 +224,7 @@ def completed(config: Any) -> Any:
         if name not in config:
             config[name] = ConfigDict()
         complete(config[name], cls)
-    if "phases" not in config:
-        config.phases = ()
+    for name, default in (("phases", ()), ("topology", "")):
+        if name not in config:
+            config[name] = default
     return config

@@ -30,10 +30,10 @@ from internvl_jax.sharding.mesh import make_mesh
 from internvl_jax.sharding.rules import batch_sharding, batch_shards
 from internvl_jax.stages.registry import stage_to_config
 from internvl_jax.stages.stage import Batch, Metrics, Stage
-from internvl_jax.train.experiment import Experiment
-from internvl_jax.train.optimizer import learning_rate, make_optimizer
+from internvl_jax.train.experiment import Experiment, TrainConfig
+from internvl_jax.train.optimizer import make_optimizer
 from internvl_jax.train.start import loaded, start, stored
-from internvl_jax.train.step import TrainState, make_step
+from internvl_jax.train.step import TrainState, jit_step
 
 log = logging.getLogger(__name__)
 
@@ -111,24 +111,28 @@ def _placed(definition: Definition, mesh: Mesh, frozen_dtype: str) -> Tree:
     return params
 
 
+def check_batch(settings: TrainConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where the batch does not split over devices and microbatches."""
+    parts = batch_shards(mesh) * settings.accumulate
+    if settings.global_batch % parts:
+        raise ConfigError(
+            f"config.train.global_batch={settings.global_batch} does not split over "
+            f"{batch_shards(mesh)} devices and {settings.accumulate} microbatches: choose a "
+            f"multiple of {parts}."
+        )
+
+
 class Run:
     """One run in one process: everything it needs, built once."""
 
     def __init__(self, experiment: Experiment, workdir: str, mesh: Mesh, title: str):
         self.experiment, self.mesh = experiment, mesh
         stage, settings = experiment.stage, experiment.train
-        parts = batch_shards(mesh) * settings.accumulate
-        if settings.global_batch % parts:
-            raise ConfigError(
-                f"config.train.global_batch={settings.global_batch} does not split over "
-                f"{batch_shards(mesh)} devices and {settings.accumulate} microbatches: choose a "
-                f"multiple of {parts}."
-            )
+        check_batch(settings, mesh)
         self.ledger = Ledger(workdir)
         with self.ledger.timed("init"):
             definition = Definition.of(stage.build, stage.trainable)
             params = _placed(definition, mesh, settings.frozen_dtype)
-            self.schedule = learning_rate(experiment.optim, settings.steps)
             self.tx = make_optimizer(experiment.optim, settings.steps, params, stage.lr_scale)
             self.checkpoints = Checkpoints(
                 workdir,
@@ -206,20 +210,9 @@ class Run:
 
     def _compile(self, stage: Stage) -> tuple[Callable, Callable]:
         """A phase's update and its validation score; compiled at the first call."""
-        settings = self.experiment.train
         # The phases of a run share their parameters; their static settings differ.
         definition = Definition.of(stage.build, stage.trainable)
-        step = make_step(
-            stage,
-            definition,
-            self.tx,
-            self.experiment.optim,
-            self.schedule,
-            accumulate=settings.accumulate,
-            cached=settings.grad_cache,
-        )
-        placed = jax.tree.map(lambda x: x.sharding, self.state)
-        update = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        update = jit_step(self.experiment, stage, definition, self.tx, self.state)
 
         def score(state: TrainState, frozen, batch: Batch) -> Metrics:
             loss, metrics = stage.loss(

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from internvl_jax.chips import compiler_options
 from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train import grad_cache, microbatch
-from internvl_jax.train.optimizer import OptimConfig
+from internvl_jax.train.experiment import Experiment
+from internvl_jax.train.optimizer import OptimConfig, learning_rate
 
 Leaf = Any
 """An array, or its shape, dtype and sharding before it exists."""
@@ -151,3 +153,39 @@ def make_step(
         return new, metrics
 
     return step
+
+
+def jit_step(
+    experiment: Experiment,
+    stage: Stage,
+    definition: Definition,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+) -> jax.stages.Wrapped:
+    """The update of one phase as it is compiled, in training and ahead of it (`plan`).
+
+    Args:
+        experiment: the run.
+        stage: the phase's.
+        definition: of the stage's model.
+        tx: the optimizer.
+        state: arrays, or shapes with shardings; the update's result is placed alike.
+    """
+    settings = experiment.train
+    step = make_step(
+        stage,
+        definition,
+        tx,
+        experiment.optim,
+        learning_rate(experiment.optim, settings.steps),
+        accumulate=settings.accumulate,
+        cached=settings.grad_cache,
+    )
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    (device, *_) = jax.tree.leaves(placed)[0].device_set
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(placed, None),
+        compiler_options=compiler_options(device.device_kind) | settings.compiler_options,
+    )

@@ -17,6 +17,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
+from configs import stage1_contrastive, stage2_generative, stage3_finetune
 from internvl_jax.config import resolved_text
 from internvl_jax.models.definition import Definition
 from internvl_jax.sharding.mesh import AXES
@@ -26,9 +27,15 @@ from internvl_jax.tree import flatten
 HERE = Path(__file__).parent
 ARGUMENTS = {
     "stage0_language": ["", "tiny"],
-    "stage1_contrastive": ["", "tiny"],
-    "stage2_generative": ["", "tiny", "retrieval", "retrieval,tiny"],
-    "stage3_finetune": ["", "mlp", "13b", "mlp,qllama", "qllama,13b", "tiny", "mlp,qllama,tiny"],
+    "stage1_contrastive": ["", "tiny", "colab", *stage1_contrastive.TOPOLOGIES],
+    "stage2_generative": [
+        *("", "tiny", "retrieval", "retrieval,tiny"),
+        *stage2_generative.TOPOLOGIES,
+    ],
+    "stage3_finetune": [
+        *("", "mlp", "13b", "mlp,qllama", "qllama,13b", "tiny", "mlp,qllama,tiny"),
+        *(f"sft,qllama,13b,{name}" for name in stage3_finetune.TOPOLOGIES),
+    ],
     "demo": ["language", "llm", "contrastive", "generative", "projector", "chat"],
 }
 SHARDED = ["stage1_contrastive", "stage2_generative", "stage3_finetune:sft,qllama,13b"]
@@ -54,8 +61,8 @@ def experiment(name: str):
 
 def test_every_config_is_listed():
     modules = {p.stem for p in (HERE.parents[1] / "configs").glob("*.py")}
-    # What is shared between configs is none.
-    assert modules - {"__init__", "tiny"} == set(ARGUMENTS)
+    # What is shared between configs is none, nor is the list of plans.
+    assert modules - {"__init__", "tiny", "topologies", "plan"} == set(ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", [f"{m}:{a}" for m, args in ARGUMENTS.items() for a in args])
