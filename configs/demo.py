@@ -122,13 +122,23 @@ def _contrastive(config: ConfigDict, runs: str) -> None:
 
 
 def _generative(config: ConfigDict, runs: str) -> None:
-    """Stage 2: the queries learn to read the frozen tower."""
+    """Stage 2: the queries learn to read the frozen tower, and the output head to write again."""
     config.stage.update(
         name="generative",
         model=dict(INTERNVL, qllama=QLLAMA, queries=QUERIES),
         chunk=CHUNK,
+        # The paper's, and QLLaMA's output head: stage 1 leaves little of the language model that
+        # the head was trained for. The original's decoder learns ten times slower there.
+        trainable_paths=(
+            "query_tokens",
+            ".*/cross/",
+            "clip_projector2/",
+            "itm_",
+            "logit_scale",
+            "qllama/lm_head",
+        ),
         # At 1 : 1 : 1 a few hundred steps leave matching at chance: it learns last.
-        loss_weights=(10.0, 2.0, 0.25),
+        loss_weights=(10.0, 2.0, 1.0),
     )
     config.optim.peak_lr = 2e-3
     config.train.global_batch = 64
