@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 HBM, VMEM, HOST = 0, 1, 5  # memory spaces S(n) of a TPU layout; others hold flags and scalars
 
@@ -238,11 +238,42 @@ def _closing(text: str, start: int, pair: str) -> int:
 
 def _computation(name: str, lines: list[str]) -> Computation:
     lines[-1:] = [_END.sub("", line) for line in lines[-1:]]
-    ops = tuple(_operation(line) for line in lines)
+    ops = [_operation(line) for line in lines]
     root = next((op for op, line in zip(ops, lines) if line.lstrip().startswith("ROOT ")), None)
     if root is None:
         raise HloError(f"Computation {name} has no ROOT operation.")
-    return Computation(name, ops, root)
+    return Computation(name, tuple(_elements_named(ops)), root)
+
+
+def _elements_named(ops: list[Op]) -> Iterator[Op]:
+    """Writes out `%x#1`, a newer compiler's short form of element 1 of the tuple x."""
+    known: dict[str, Op] = {}
+    for op in ops:
+        for operand in op.operands:
+            parts = operand.split("#")
+            for end in range(2, len(parts) + 1):
+                name, whole = "#".join(parts[:end]), "#".join(parts[: end - 1])
+                if name not in known:
+                    index = int(parts[end - 1])
+                    kind = _elements(known[whole].type)[index]
+                    attributes = f", index={index}"
+                    known[name] = Op(
+                        name, "get-tuple-element", kind, (whole,), f"%{whole}", attributes
+                    )
+                    yield known[name]
+        known[op.name] = op
+        yield op
+
+
+def _elements(kind: str) -> list[str]:
+    """The types in a tuple's type."""
+    found, depth, start = [], 0, 1
+    for i, c in enumerate(kind):
+        depth += (c in "([{") - (c in ")]}")
+        if (c == "," and depth == 1) or (c == ")" and depth == 0):
+            found.append(kind[start:i].strip())
+            start = i + 1
+    return found
 
 
 def _operation(line: str) -> Op:
@@ -258,7 +289,7 @@ def _operation(line: str) -> Op:
         name=head[2],
         opcode=opcode[1],
         type=rest[:end],
-        operands=tuple(re.findall(r"%([\w.\-]+)", literal)),
+        operands=tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", literal)),
         literal=literal,
         attributes=rest[close + 1 :],
     )

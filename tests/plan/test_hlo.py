@@ -384,3 +384,38 @@ def test_copies_count_the_side_that_is_in_memory():
     assert (out.hbm, out.host) == (size, size)
     assert found.entry.by_name["kept"].shapes[0].space == HOST
     assert hbm(found, "c") == size + 4 * 128 * 128  # 64 columns are padded to a tile
+
+
+def test_elements_of_tuples_in_the_short_form_of_newer_compilers():
+    """`%state#0` stands for a get-tuple-element that is not written out (libtpu 0.0.50 for 0.12)."""
+    text = """HloModule step, is_scheduled=true, num_partitions=1
+
+%condition (s: (s32[], (f32[4], bf16[8]))) -> pred[] {
+  %s = (s32[], (f32[4]{0}, bf16[8]{0})) parameter(0)
+  %n = s32[] constant(7)
+  ROOT %again = pred[] compare(%s#0, %n), direction=LT
+}
+
+%body (state: (s32[], (f32[4], bf16[8]))) -> (s32[], (f32[4], bf16[8])) {
+  %state = (s32[], (f32[4]{0}, bf16[8]{0})) parameter(0)
+  %one = s32[] constant(1)
+  %next = s32[] add(%state#0, %one)
+  %copied = bf16[8]{0} copy(%state#1#1)
+  %pair = (f32[4]{0}, bf16[8]{0}) tuple(%state#1#0, %copied)
+  ROOT %new = (s32[], (f32[4]{0}, bf16[8]{0})) tuple(%next, %pair)
+}
+
+ENTRY %main (p: f32[4], q: bf16[8]) -> (s32[], (f32[4], bf16[8])) {
+  %p = f32[4]{0} parameter(0)
+  %q = bf16[8]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %both = (f32[4]{0}, bf16[8]{0}) tuple(%p, %q)
+  %start = (s32[], (f32[4]{0}, bf16[8]{0})) tuple(%zero, %both)
+  ROOT %loop = (s32[], (f32[4]{0}, bf16[8]{0})) while(%start), condition=%condition, body=%body
+}
+"""
+    module = parse(text)
+    read = module.computation("body").by_name["state#1#1"]
+    assert read.opcode == "get-tuple-element" and read.shapes[0].dims == (8,)
+    (loop,) = (op for op in module.entry.ops if op.opcode == "while")
+    assert Scope(module, module.entry).trips(loop) == 7
