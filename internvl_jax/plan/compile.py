@@ -312,7 +312,7 @@ def read_memory(assignment: str, report: str) -> Memory:
     """
     sizes = {"arguments": 0, "": 0, str(_HOST): 0}
     for size, color, kind in re.findall(
-        r"^allocation \d+: size (\d+)(?:, color (\d+))?, page \d+, (parameter|preallocated-temp)",
+        r"^allocation \d+: size (\d+)(?:, color (\d+))?(?:, page \d+)?, (parameter|preallocated-temp)",
         assignment,
         re.MULTILINE,
     ):
