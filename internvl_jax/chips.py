@@ -29,7 +29,7 @@ class Chip:
         host_link: bytes/s per chip to its host's memory (PCIe). Assumed.
         dims: dimensions of the interconnect's torus.
         chips_per_host: of slices of more than one host.
-        host_memory: GiB per host.
+        host_memory: GB per host, as published.
         cores: TensorCores per chip, which the cloud's accelerator names count on some versions.
         cloud: the cloud's name of the version.
         flags: compiler options that help any of the programs here.
@@ -98,7 +98,7 @@ CHIPS = (
         dcn=3.125e9,
         host_link=8e9,
         dims=2,
-        host_memory=188,
+        host_memory=192,
         cloud="v5litepod",
         calibration=1.013,
     ),

@@ -22,7 +22,7 @@ from internvl_jax.nn.mlp import SwiGlu
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import normal, param
 from internvl_jax.nn.rope import rope_tables
-from internvl_jax.nn.stack import Run, Stack, interleave, scan_layers, segments
+from internvl_jax.nn.stack import Run, Stack, interleave, scan_layers
 from internvl_jax.sharding.rules import constrain, gathered
 
 
@@ -289,8 +289,8 @@ class Llama(nnx.Module):
             parts.append(jax.tree.map(lambda a: a.reshape(whole * k, *a.shape[2:]), out))
         if self.tail is not None:
             rest = jax.tree.map(lambda c: c[whole * k :], cache)
-            ((*_, policy),) = segments(self.compute.remat, 1)
-            x, out = several(self.tail, x, rest, Run(policy, self.compute.jnp_dtype))
+            # Less than a period: everything is kept, there is little.
+            x, out = several(self.tail, x, rest, Run(dtype=self.compute.jnp_dtype))
             parts.append(out)
         kv, layers = jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
         return LlamaOutput(self.norm(x), kv, layers)

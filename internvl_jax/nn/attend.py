@@ -115,19 +115,15 @@ def rotates(q: jax.Array, k: jax.Array, mask: Mask | jax.Array, implementation: 
 
 
 def _chosen(q: jax.Array, k: jax.Array, mask: Mask | jax.Array, implementation: str) -> str:
-    """The implementation that can and shall do it."""
+    """The implementation that can and shall do it: by platform and size where it is ``auto``."""
     if not isinstance(mask, Mask) or q.shape[1] != k.shape[1]:
         return "einsum"
-    chosen = _automatic(q, k) if implementation == "auto" else implementation
-    fits = q.shape == k.shape and q.shape[1] <= SHORT and q.shape[3] == 128
-    return "einsum" if chosen == "short" and not fits else chosen
-
-
-def _automatic(q: jax.Array, k: jax.Array) -> str:
-    """The implementation for self-attention under a rule, by platform and size."""
-    T, N, H = q.shape[1:]
+    T, H = q.shape[1], q.shape[3]
+    short = q.shape == k.shape and T <= SHORT and H == 128
+    if implementation != "auto":
+        return "einsum" if implementation == "short" and not short else implementation
     where = platform() if q.dtype == jnp.bfloat16 else None
-    if where == "tpu" and T <= SHORT and H == 128 and k.shape[2] == N:
+    if where == "tpu" and short:
         return "short"
     if where == "tpu" and T >= LONG and H % 128 == 0:
         return "splash"

@@ -57,7 +57,7 @@ def parse_remat(spec: str) -> tuple[Kept, ...] | None:
     return tuple(kept)
 
 
-def segments(spec: str, depth: int) -> list[tuple[int, int, Callable | None]]:
+def _segments(spec: str, depth: int) -> list[tuple[int, int, Callable | None]]:
     """(first layer, last layer + 1, rematerialisation policy or None for none at all)."""
     kept = parse_remat(spec)
     if kept is None:
@@ -174,7 +174,7 @@ def scan_layers(
     tapped = tuple(jnp.zeros_like(x) for _ in taps)
     inputs = (jnp.arange(depth), state, per_layer)
     outs = []
-    for start, stop, policy in segments(remat, depth):
+    for start, stop, policy in _segments(remat, depth):
         part = inputs
         if stop - start < depth:
             part = jax.tree.map(operator.itemgetter(slice(start, stop)), inputs)

@@ -9,11 +9,10 @@ ratio to the roofline of the same program is bound B's factor for that kind of c
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 from multiprocessing.connection import Connection
 
 from internvl_jax.chips import Topology
-from internvl_jax.plan.compile import PlanError, absent_tpu, devices, end_with_parent
+from internvl_jax.plan.compile import PlanError, devices, start
 from internvl_jax.plan.hlo import parse
 from internvl_jax.plan.report import rates
 from internvl_jax.plan.roofline import roofline
@@ -46,12 +45,7 @@ def calibrate(topology: Topology) -> Calibration:
     Raises:
         PlanError: the compiler failed, or gave no positive estimate (it does so on some programs).
     """
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    worker = context.Process(target=_measure, args=(topology, send), daemon=True)
-    with absent_tpu():
-        worker.start()
-    send.close()
+    worker, receive = start(_measure, topology)
     try:
         answer = receive.recv()
     except EOFError:
@@ -86,7 +80,6 @@ def _measure(topology: Topology, send: Connection) -> None:
             self.norm = RMSNorm(WIDTH, eps=1e-6, rngs=rngs)
             self.mlp = Mlp(WIDTH, 4 * WIDTH, rngs=rngs)
 
-    end_with_parent()
     try:
         graphdef, state = nnx.split(nnx.eval_shape(lambda: Half(nnx.Rngs(0))))
 
@@ -97,10 +90,10 @@ def _measure(topology: Topology, send: Connection) -> None:
         whole = NamedSharding(Mesh(np.array(devices(topology)[:1]), ("chip",)), PartitionSpec())
         shape = lambda s: jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=whole)
         states = jax.tree.map(lambda p: shape(p.shape), state)
-        inputs = (shape((ROWS, TOKENS, WIDTH)),)
+        inputs = shape((ROWS, TOKENS, WIDTH))
         step = jax.jit(jax.grad(loss, argnums=(0, 1)))
         with tempfile.TemporaryDirectory() as folder:
-            compiled = step.lower(states, *inputs).compile(
+            compiled = step.lower(states, inputs).compile(
                 {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             )
             (text,) = (

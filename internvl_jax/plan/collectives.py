@@ -105,7 +105,7 @@ def between_slices(op: Op) -> tuple[str, Transfer] | None:
         bytes=op.shapes[0].bytes,
         channel=int(op.attribute("channel_id") or 0),
         within=1,
-        slices=2,
+        slices=2,  # at least; how many more makes no difference to the estimate
     )
     return meeting, moved
 

@@ -11,8 +11,9 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,15 @@ class Compiled:
     """The compiler's answer for one step.
 
     Attributes:
-        text: the scheduled program; empty where it did not get that far.
-        memory: None where it did not get that far either.
+        text: the scheduled program.
+        memory: what it would hold.
         refusal: the compiler's words on what does not fit; empty where it fits.
         versions: of jax and libtpu.
         seconds: that it took.
     """
 
     text: str
-    memory: Memory | None
+    memory: Memory
     refusal: str
     versions: dict[str, str]
     seconds: float
@@ -123,7 +124,6 @@ def lower(experiment: Experiment, topology: Topology, phase: int = 0) -> Any:
     from internvl_jax.models.definition import Definition
     from internvl_jax.sharding.mesh import make_mesh
     from internvl_jax.sharding.rules import batch_sharding
-    from internvl_jax.train.loop import check_batch
     from internvl_jax.train.optimizer import make_optimizer
     from internvl_jax.train.start import abstract_state
     from internvl_jax.train.step import jit_step
@@ -131,7 +131,6 @@ def lower(experiment: Experiment, topology: Topology, phase: int = 0) -> Any:
     try:
         mesh = make_mesh(experiment.mesh, devices(topology))
         experiment = experiment.on(mesh)
-        check_batch(experiment.train, mesh)
         _, stage = experiment.schedule()[phase]
         definition = Definition.of(stage.build, stage.trainable)
         params, _ = definition.abstract(mesh, experiment.train.frozen_dtype)
@@ -189,8 +188,11 @@ def compile_step(
             "" if path is None else path.read_text(encoding="utf-8")
             for path in (_dumped(folder, ending) for ending in (PROGRAM, ASSIGNMENT, MEMORY))
         )
-        memory = read_memory(assignment, report) if assignment else None
-        return Compiled(program, memory, refusal, versions, seconds)
+        if not program or not assignment:
+            raise PlanError(
+                f"The compiler scheduled no program: {refusal or 'it does not say why'}"
+            )
+        return Compiled(program, read_memory(assignment, report), refusal, versions, seconds)
 
 
 def _in_child(
@@ -202,14 +204,7 @@ def _in_child(
     limit: float,
 ) -> tuple[str, dict[str, str]] | Exception:
     """Runs `_compile`, and ends it when what is wanted lies in the folder."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    worker = context.Process(
-        target=_compile, args=(experiment, topology, phase, str(folder), send), daemon=True
-    )
-    with absent_tpu():
-        worker.start()
-    send.close()
+    worker, receive = start(_compile, experiment, topology, phase, str(folder))
     versions: dict[str, str] = {}
     deadline = time.monotonic() + limit
     try:
@@ -232,7 +227,27 @@ def _in_child(
     return PlanError(f"The compiler took more than {limit:.0f} s.")
 
 
-def end_with_parent() -> None:
+def start(target: Callable[..., None], *args: Any) -> tuple[SpawnProcess, Any]:
+    """Starts ``target(*args, send)`` where it can compile for absent TPUs, and ends with us.
+
+    Returns:
+        The process, and what receives from `send`.
+    """
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    worker = context.Process(target=_child, args=(target, *args, send), daemon=True)
+    with _absent_tpu():
+        worker.start()
+    send.close()
+    return worker, receive
+
+
+def _child(target: Callable[..., None], *args: Any) -> None:
+    _end_with_parent()
+    target(*args)
+
+
+def _end_with_parent() -> None:
     """Ends this process with the one that started it, however that ends."""
     parent = multiprocessing.parent_process()
 
@@ -251,7 +266,6 @@ def _compile(
     import jax
     import jaxlib
 
-    end_with_parent()
     # What the compiler says goes to a file: it speaks of the absent TPU at length.
     log = os.open(Path(folder) / "compiler.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -277,7 +291,7 @@ def _compile(
 
 
 @contextlib.contextmanager
-def absent_tpu() -> Iterator[None]:
+def _absent_tpu() -> Iterator[None]:
     """The environment of a process that compiles for absent TPUs: no device, no lock."""
     wanted = {
         "JAX_PLATFORMS": "cpu",
@@ -310,23 +324,26 @@ def read_memory(assignment: str, report: str) -> Memory:
         assignment: text of ``…buffer-assignment.txt``, whose sizes include the tiles' padding.
         report: text of ``…memory-usage-report.txt``, which names the largest regions.
     """
-    sizes = {"arguments": 0, "": 0, str(_HOST): 0}
+    arguments, temporaries = 0, {_CHIP: 0, _HOST: 0}
     for size, color, kind in re.findall(
-        r"^allocation \d+: size (\d+)(?:, color (\d+))?(?:, page \d+)?, (parameter|preallocated-temp)",
+        r"^allocation \d+: size (\d+)(?:, color (\d+))?(?:, page \d+)?, "
+        r"(parameter|preallocated-temp)",
         assignment,
         re.MULTILINE,
     ):
-        place = "arguments" if kind == "parameter" else color
-        sizes[place] = sizes.get(place, 0) + int(size)
-    if not sizes[""]:
+        if kind == "parameter":
+            arguments += int(size)
+        elif color in temporaries:
+            temporaries[color] += int(size)
+    if not temporaries[_CHIP]:
         raise PlanError("The compiler's buffer assignment has no temporaries: its format changed.")
     largest = []
     for line in report.split("\n\n", 1)[0].splitlines():
         if found := re.match(r"[^;]*;\s*([\d.]+)(\w+);[^;]*;[^;]*;(.*)", line):
             size = float(found[1]) * _UNITS[found[2]]
             largest.append(Buffer(int(size), found[3].strip()))
-    return Memory(sizes["arguments"], sizes[""], sizes[str(_HOST)], tuple(largest[:8]))
+    return Memory(arguments, temporaries[_CHIP], temporaries[_HOST], tuple(largest[:8]))
 
 
-_HOST = 5
+_CHIP, _HOST = "", "5"  # what the compiler calls the two memories
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -7,8 +7,8 @@ from typing import Any
 
 from internvl_jax.chips import Topology
 from internvl_jax.config import to_dict
-from internvl_jax.plan.compile import GIB, Compiled, Memory, PlanError, compile_step
-from internvl_jax.plan.hlo import parse
+from internvl_jax.plan.compile import GIB, Compiled, PlanError, compile_step
+from internvl_jax.plan.hlo import HloError, parse
 from internvl_jax.plan.kernels import kernel_flops
 from internvl_jax.plan.roofline import Rates, Report, roofline
 from internvl_jax.sharding.mesh import AXES
@@ -32,20 +32,14 @@ class Plan:
         topology: where.
         phase: which part of it.
         compiled: the compiler's answer.
-        cost: the program held against the chip; None where it was not scheduled.
+        cost: the program held against the chip.
     """
 
     experiment: Experiment
     topology: Topology
     phase: int
     compiled: Compiled
-    cost: Report | None
-
-    @property
-    def memory(self) -> Memory:
-        if self.compiled.memory is None:
-            raise PlanError(f"The compiler assigned no memory: {self.compiled.refusal}")
-        return self.compiled.memory
+    cost: Report
 
     @property
     def fits(self) -> bool:
@@ -55,14 +49,14 @@ class Plan:
     @property
     def hbm_peak(self) -> float:
         """GiB per chip."""
-        return self.memory.peak * self.topology.chip.devices / GIB
+        return self.compiled.memory.peak * self.topology.chip.devices / GIB
 
     @property
     def host_gib(self) -> float:
         """GiB per host that is offloaded."""
         chip = self.topology.chip
         per_host = min(chip.chips_per_host, self.topology.chips_per_slice) * chip.devices
-        return self.memory.host * per_host / GIB
+        return self.compiled.memory.host * per_host / GIB
 
     @property
     def batch(self) -> int:
@@ -87,8 +81,8 @@ class Plan:
     @property
     def hlo_flops(self) -> float:
         """Matrix FLOPs that the scheduled program executes, per chip, loops multiplied out."""
-        cost = self._cost
-        return (cost.flops + sum(cost.kernel_flops.values())) * self.topology.chip.devices
+        flops = self.cost.flops + sum(self.cost.kernel_flops.values())
+        return flops * self.topology.chip.devices
 
     @property
     def flops_ratio(self) -> float:
@@ -101,23 +95,24 @@ class Plan:
         return self.model_flops / self.topology.chip.flops
 
     @property
+    def calibrated_s(self) -> float:
+        """The least that a step takes if operations run as the compiler's own estimate has it."""
+        return self.topology.chip.calibration * self.cost.roofline_s + self.cost.exposed_s
+
+    @property
     def bound_a(self) -> float:
         """MFU if every operation ran at the chip's limit."""
-        return self.model_s / self._cost.step_s
+        return self.model_s / self.cost.step_s
 
     @property
     def bound_b(self) -> float:
         """MFU if operations ran as the compiler's own estimate has it."""
-        cost = self._cost
-        calibrated = self.topology.chip.calibration * cost.roofline_s
-        return self.model_s / (calibrated + cost.exposed_s)
+        return self.model_s / self.calibrated_s
 
     @property
     def samples_per_s(self) -> tuple[float, float]:
         """By bound B and by bound A."""
-        cost = self._cost
-        calibrated = self.topology.chip.calibration * cost.roofline_s + cost.exposed_s
-        return self.batch / calibrated, self.batch / cost.step_s
+        return self.batch / self.calibrated_s, self.batch / self.cost.step_s
 
     @property
     def days(self) -> tuple[float, float]:
@@ -130,17 +125,11 @@ class Plan:
     def host_link_s(self) -> float:
         """Seconds of the offloaded copies over the host link, were nothing else in their way."""
         rate = self.topology.chip.host_link / self.topology.chip.devices
-        return self._cost.host_copies / rate
-
-    @property
-    def _cost(self) -> Report:
-        if self.cost is None:
-            raise PlanError(f"The compiler scheduled no program: {self.compiled.refusal}")
-        return self.cost
+        return self.cost.host_copies / rate
 
     def summary(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        topology, memory, cost = self.topology, self.memory, self._cost
+        topology, memory, cost = self.topology, self.compiled.memory, self.cost
         low, high = self.samples_per_s
         fast, slow = self.days
         return {
@@ -160,7 +149,7 @@ class Plan:
             "hbm_temporaries_gib": memory.temporaries * topology.chip.devices / GIB,
             "hbm_capacity_gib": topology.chip.hbm,
             "host_gib_per_host": self.host_gib,
-            "host_capacity_gib": topology.chip.host_memory,
+            "host_capacity_gib": topology.chip.host_memory * 1e9 / GIB,
             "largest": [dataclasses.asdict(b) for b in memory.largest],
             "model_flops_per_chip": self.model_flops,
             "hlo_flops_per_chip": self.hlo_flops,
@@ -203,11 +192,12 @@ def plan(
         PlanError: the compiler failed, or its program could not be read to the last operation.
     """
     compiled = compile_step(experiment, topology, phase=phase, dump=dump, codegen=codegen)
-    cost = None
-    if compiled.text:
+    try:
         cost = roofline(parse(compiled.text), rates(topology), kernel_flops)
+    except HloError as error:
+        raise PlanError(f"The compiled program could not be read: {error}") from error
     made = Plan(experiment, topology, phase, compiled, cost)
-    if cost is not None and made.flops_ratio < 1:
+    if made.flops_ratio < 1:
         raise PlanError(
             f"The scheduled program shows only {made.flops_ratio:.3f} of the model's FLOPs: "
             "operations were not understood, and no figure from it would be right."

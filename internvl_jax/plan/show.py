@@ -8,8 +8,8 @@ from internvl_jax.plan.compile import GIB
 from internvl_jax.plan.report import Plan
 
 
-def text(plan: Plan) -> str:
-    """The report of one plan."""
+def text(plan: Plan, top: int = 0) -> str:
+    """The report of one plan, with so many of its costliest operations."""
     s = plan.summary()
     lines = [
         f"{plan.experiment.stage.name} on {s['topology']} ({s['slices']} x {s['accelerator']}, "
@@ -24,7 +24,7 @@ def text(plan: Plan) -> str:
     ]
     if s["host_gib_per_host"] > 0.01:
         lines.append(
-            f"host       {s['host_gib_per_host']:8.1f} of {s['host_capacity_gib']:g} GiB a host "
+            f"host       {s['host_gib_per_host']:8.1f} of {s['host_capacity_gib']:.0f} GiB a host "
             f"offloaded; the link needs {s['host_link_s']:.2f} s a step, if nothing hides it"
         )
     if not s["fits"]:
@@ -38,7 +38,7 @@ def text(plan: Plan) -> str:
         + f"); the model's FLOPs at peak take {s['model_s']:.3f} s",
         f"exposed    {s['exposed_collectives_s']:8.3f} s of collectives that nothing hides",
     ]
-    for c in plan.cost.collectives if plan.cost else ():
+    for c in plan.cost.collectives:
         lines.append(
             f"  {c.kind:20}{c.network:4} {'async' if c.asynchronous else 'sync ':6}{c.count:6} x "
             f"{c.bytes / 1e9:9.2f} GB {c.seconds:7.3f} s, {c.exposed:.3f} exposed"
@@ -63,26 +63,38 @@ def text(plan: Plan) -> str:
         ", ".join(f"{k} {v}" for k, v in s["versions"].items())
         + f"; compiled in {s['compile_s']:.0f} s, run on nothing.",
     ]
+    lines += [
+        f"{op.seconds:8.4f} s {op.kind:9} {op.executions:6} x {op.bytes / 1e9:8.1f} GB "
+        f"{op.op_name[-70:]} {op.code}"
+        for op in plan.cost.top(top)
+    ]
     return "\n".join(lines)
 
 
 def _advice(plan: Plan) -> list[str]:
     """By how much it does not fit, what is largest, and what may help."""
-    over = plan.hbm_peak - plan.topology.chip.hbm
-    largest, remat = plan.memory.largest[0], plan.experiment.stage.compute.remat
-    knobs = {
-        "keep fewer activations: stage.compute.remat=full": remat != "full",
-        "rest the layers' inputs on the host: stage.compute.remat=layer@host": "layer@"
-        not in remat,
-        "split the parameters over more chips: mesh": plan.memory.arguments
-        > 0.1 * plan.memory.peak,
-        "take the batch in parts: train.accumulate, with train.grad_cache in stage 1": True,
-    }
+    memory, remat = plan.compiled.memory, plan.experiment.stage.compute.remat
+    over, largest = plan.hbm_peak - plan.topology.chip.hbm, memory.largest[0]
+    knobs = ["take the batch in parts: train.accumulate, with train.grad_cache in stage 1"]
+    if memory.arguments > 0.1 * memory.peak:
+        knobs.insert(0, "split the parameters over more chips: mesh")
+    if "layer@" not in remat:
+        knobs.insert(0, "rest the layers' inputs on the host: stage.compute.remat=layer@host")
+    if remat != "full":
+        knobs.insert(0, "keep fewer activations: stage.compute.remat=full")
     return [
         f"           {over:.2f} GiB too much; largest: {largest.size / GIB:.2f} GiB of "
         f"{largest.shapes[:80]}",
-        *(f"           try to {words}" for words, applies in knobs.items() if applies),
+        *(f"           try to {words}" for words in knobs),
     ]
+
+
+def line(plan: Plan | Exception) -> str:
+    """A plan in a few words."""
+    if isinstance(plan, Exception):
+        return str(plan)
+    fits = "fits" if plan.fits else "does not fit"
+    return f"{fits}, {plan.hbm_peak:.1f} GiB, bound A {plan.bound_a:.3f}"
 
 
 def table(plans: Iterable[tuple[str, Plan | Exception]]) -> str:
@@ -103,9 +115,6 @@ def table(plans: Iterable[tuple[str, Plan | Exception]]) -> str:
             lines.append(f"{name:{width}} no: {plan}")
             continue
         cost = plan.cost
-        if cost is None:
-            lines.append(f"{name:{width}} no    {plan.hbm_peak:6.1f}")
-            continue
         lines.append(
             f"{name:{width}} {'yes' if plan.fits else 'NO':5} {plan.hbm_peak:6.1f} "
             f"{plan.host_gib:5.0f} {plan.flops_ratio:6.3f} {cost.roofline_s:8.3f} "
@@ -118,7 +127,7 @@ def table(plans: Iterable[tuple[str, Plan | Exception]]) -> str:
 
 def order(plan: Plan | Exception) -> tuple[bool, float]:
     """Sorts the best that fits first."""
-    if isinstance(plan, Exception) or plan.cost is None:
+    if isinstance(plan, Exception):
         return True, 0.0
     return not plan.fits, -plan.bound_a
 

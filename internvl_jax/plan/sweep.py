@@ -6,16 +6,18 @@ import ast
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from internvl_jax.chips import Topology
-from internvl_jax.config import ConfigError
+from internvl_jax.config import ConfigError, load
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.plan.compile import PlanError
 from internvl_jax.plan.report import Plan, plan
-from internvl_jax.train.experiment import resolve
+from internvl_jax.train.experiment import completed, resolve
 
 Planned = tuple[str, Plan | Exception]
 
@@ -71,8 +73,28 @@ def sweep(config: Any, topology: Topology, spec: str, phase: int) -> Iterator[Pl
     return run(jobs)
 
 
-def _job(config: Any, topology: Topology, phase: int, dump: str | None = None):
-    return lambda: plan(resolve(config), topology, phase=phase, dump=dump)
+def rows(listed: Iterable[Mapping[str, Any]], dump: str) -> Iterator[Planned]:
+    """Plans the rows of a list such as ``configs/plan.py``.
+
+    Args:
+        listed: rows with a name, a config, settings, a phase and perhaps a topology.
+        dump: folder that keeps the scheduled programs; empty to keep none.
+    """
+
+    def job(row: Mapping[str, Any]) -> Callable[[], Plan]:
+        def make() -> Plan:
+            config = changed(completed(load(row["config"])), row["settings"].items())
+            topology = Topology.parse(row.get("topology") or config.topology)
+            folder = Path(dump, re.sub(r"\W+", "_", row["name"])) if dump else None
+            return plan(resolve(config), topology, phase=row["phase"], dump=folder and str(folder))
+
+        return make
+
+    return run((row["name"], job(row)) for row in listed)
+
+
+def _job(config: Any, topology: Topology, phase: int) -> Callable[[], Plan]:
+    return lambda: plan(resolve(config), topology, phase=phase)
 
 
 def run(jobs: Iterable[tuple[str, Callable[[], Plan]]], workers: int = 2) -> Iterator[Planned]:
@@ -81,7 +103,7 @@ def run(jobs: Iterable[tuple[str, Callable[[], Plan]]], workers: int = 2) -> Ite
     def attempt(job: Callable[[], Plan]) -> Plan | Exception:
         try:
             return job()
-        except (ConfigError, PlanError, ValueError) as error:
+        except (PlanError, ValueError) as error:  # a ConfigError is a ValueError
             return error
 
     jobs = list(jobs)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from internvl_jax.config import ConfigError, build, complete
 from internvl_jax.sharding.mesh import MeshConfig
-from internvl_jax.sharding.rules import head_shards
+from internvl_jax.sharding.rules import batch_shards, head_shards
 from internvl_jax.stages.finetune import FinetuneStage
 from internvl_jax.stages.registry import STAGES, stage_from_config
 from internvl_jax.stages.stage import EmbeddingStage, Stage
@@ -163,7 +163,18 @@ class Experiment:
         ]
 
     def on(self, mesh: Mesh) -> Experiment:
-        """The same experiment with vision heads padded so that they split over the mesh."""
+        """The same experiment with vision heads padded so that they split over the mesh.
+
+        Raises:
+            ConfigError: the batch does not split over its devices and the microbatches.
+        """
+        settings, shards = self.train, batch_shards(mesh)
+        if settings.global_batch % (shards * settings.accumulate):
+            raise ConfigError(
+                f"config.train.global_batch={settings.global_batch} does not split over "
+                f"{shards} devices and {settings.accumulate} microbatches: choose a "
+                f"multiple of {shards * settings.accumulate}."
+            )
         compute = self.stage.compute
         multiple = math.lcm(compute.head_multiple, head_shards(mesh))
         compute = dataclasses.replace(compute, head_multiple=multiple)

@@ -27,10 +27,10 @@ from internvl_jax.observe.progress import Progress
 from internvl_jax.observe.throughput import Ledger, mfu, stall
 from internvl_jax.observe.writer import open_writers
 from internvl_jax.sharding.mesh import make_mesh
-from internvl_jax.sharding.rules import batch_sharding, batch_shards
+from internvl_jax.sharding.rules import batch_sharding
 from internvl_jax.stages.registry import stage_to_config
 from internvl_jax.stages.stage import Batch, Metrics, Stage
-from internvl_jax.train.experiment import Experiment, TrainConfig
+from internvl_jax.train.experiment import Experiment
 from internvl_jax.train.optimizer import make_optimizer
 from internvl_jax.train.start import loaded, start, stored
 from internvl_jax.train.step import TrainState, jit_step
@@ -111,24 +111,12 @@ def _placed(definition: Definition, mesh: Mesh, frozen_dtype: str) -> Tree:
     return params
 
 
-def check_batch(settings: TrainConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where the batch does not split over devices and microbatches."""
-    parts = batch_shards(mesh) * settings.accumulate
-    if settings.global_batch % parts:
-        raise ConfigError(
-            f"config.train.global_batch={settings.global_batch} does not split over "
-            f"{batch_shards(mesh)} devices and {settings.accumulate} microbatches: choose a "
-            f"multiple of {parts}."
-        )
-
-
 class Run:
     """One run in one process: everything it needs, built once."""
 
     def __init__(self, experiment: Experiment, workdir: str, mesh: Mesh, title: str):
         self.experiment, self.mesh = experiment, mesh
         stage, settings = experiment.stage, experiment.train
-        check_batch(settings, mesh)
         self.ledger = Ledger(workdir)
         with self.ledger.timed("init"):
             definition = Definition.of(stage.build, stage.trainable)
