@@ -12,6 +12,8 @@ from jaxtyping import install_import_hook
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
 # Tests run tiny programs once: polishing the code would take five times as long as making it.
 quick = ["--xla_backend_optimization_level=0"]
+# Eight devices share few cores: a busy machine is no deadlock.
+quick.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
 if version("jaxlib").startswith("0.10."):
     quick.append("--xla_cpu_use_fusion_emitters=false")  # an option that later versions lack
 # A few tests need the chip itself: INTERNVL_PLATFORM=tpu runs them on it.
