@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.image import RESIZES
@@ -14,12 +15,63 @@ QUESTIONS = ("which", "is", "what", "language")
 in the picture must not be read off an earlier answer."""
 
 
+ORDERS = ("global", "window")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a mixture.
+
+    Attributes:
+        path: "emoji", "shapes", or a folder that `data_pipelines.build` wrote (``gs://`` as well).
+        weight: its share of the examples, relative to the other parts', or pairs
+            ``((0, 1.0), (20000, 0.3))``: the first step, the weight from there on. Not given, its
+            number of units: then every unit is seen equally often.
+    """
+
+    path: str
+    weight: float | tuple[tuple[int, float], ...] | None = None
+
+    def schedule(self, units: int) -> tuple[tuple[int, float], ...]:
+        """The weight from step to step.
+
+        Args:
+            units: of the part.
+
+        Returns:
+            (first step, weight), the first one 0.
+        """
+        if self.weight is None:
+            return ((0, float(units)),)
+        return self.weight if isinstance(self.weight, tuple) else ((0, float(self.weight)),)
+
+    def __post_init__(self):
+        _require(bool(self.path), "A part of data.mixture has no path.")
+        steps = [step for step, _ in self.schedule(1)]
+        _require(
+            steps[:1] == [0] and steps == sorted(set(steps)),
+            f"The weights of {self.path} begin at steps {steps}; they must rise from 0.",
+        )
+        _require(
+            all(weight >= 0 for _, weight in self.schedule(1)),
+            f"A weight of {self.path} is negative.",
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What a pipeline serves; plain values only.
 
     Attributes:
-        dataset: "emoji", "shapes", or the folder of a prepared set.
+        dataset: "emoji", "shapes", or the folder of a prepared set or corpus.
+        mixture: several of them instead: name -> `Part`. The name seeds a part's order, so that
+            parts of one size do not walk in step; a part added later leaves the others' order.
+        order: "global" draws from all records alike; "window" reads shard after shard, as object
+            stores like it (`shuffle.WindowOrder`).
+        window: records that are shuffled with each other in a window.
+        lanes: places of the global batch that walk the data side by side; in windows, a multiple
+            of the number of hosts.
+        pack: several conversations in a row of tokens (finetune, corpora of conversations).
         data_dir: where sets were built.
         tokenizer: path of a sentencepiece model; "" is the one trained with the set.
         vocab_size: rows of the text embedding, checked against the tokenizer; 0 takes any.
@@ -39,7 +91,7 @@ class DataConfig:
             more often.
         texts: kinds of text of the language stage, drawn evenly (`examples.language.KINDS`).
         crop_scale: least and greatest share of the area kept by the random crop; (1, 1) with
-            crop_ratio (1, 1) keeps square pictures whole.
+            crop_ratio (1, 1) keeps square pictures whole, () resizes them without a crop.
         crop_ratio: least and greatest width / height of the crop.
         flip: chance of a mirror image.
         resize: how pictures are resized where they are not cropped: "square" or "center".
@@ -49,6 +101,11 @@ class DataConfig:
     """
 
     dataset: str = "emoji"
+    mixture: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    order: str = "global"
+    window: int = 8192
+    lanes: int = 1
+    pack: bool = False
     data_dir: str = "data"
     tokenizer: str = ""
     vocab_size: int = 0
@@ -64,7 +121,7 @@ class DataConfig:
     max_questions: int = 3
     questions: tuple[str, ...] = QUESTIONS
     texts: tuple[str, ...] = ("name", "keywords", "caption", "translation")
-    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_scale: tuple[float, ...] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     resize: str = "square"
@@ -85,9 +142,11 @@ class DataConfig:
                 kind in QUESTIONS,
                 f"data.questions has {kind!r}; choose from {', '.join(QUESTIONS)}.",
             )
-        for field in ("image_size", "text_length", "image_slots", "threads", "max_questions"):
+        positive = ("image_size", "text_length", "image_slots", "threads", "max_questions")
+        for field in (*positive, "window", "lanes"):
             _require(getattr(self, field) >= 1, f"data.{field} must be at least 1.")
-        low, high = self.crop_scale
+        _require(self.order in ORDERS, f"data.order must be one of {', '.join(ORDERS)}.")
+        low, high = self.crop_scale or (1, 1)
         _require(0 < low <= high <= 1, "data.crop_scale must be two shares 0 < low <= high <= 1.")
         low, high = self.crop_ratio
         _require(0 < low <= high, "data.crop_ratio must be two ratios 0 < low <= high.")
@@ -131,7 +190,26 @@ def as_data_config(values: Any) -> DataConfig:
     for name, value in settings.items():
         if isinstance(value, list):
             settings[name] = tuple(value)
+        if name == "mixture":
+            settings[name] = {part: _part(part, value[part]) for part in value}
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise ValueError(f"data.{name} is no setting; did you mean {' or '.join(near)}?")
     return DataConfig(**settings)
+
+
+def _part(name: str, given: Any) -> Part:
+    if isinstance(given, Part):
+        return given
+    known = [field.name for field in dataclasses.fields(Part)]
+    values = {**given}
+    for setting, value in values.items():
+        if setting not in known:
+            raise ValueError(
+                f"data.mixture.{name}.{setting} is no setting; choose from {', '.join(known)}."
+            )
+        if isinstance(value, list | tuple):
+            values[setting] = tuple((int(step), float(weight)) for step, weight in value)
+    if "path" not in values:
+        raise ValueError(f"data.mixture.{name} has no path; give the folder of a corpus.")
+    return Part(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipelines.datasets import Concept
-from data_pipelines.examples import instructions
+from data_pipelines.sets.questions import TEMPLATES
 from internvl_jax.batch import LANGUAGES, SUMMARIZE, VICUNA_V1, caption_prompt
 
 FRAME_REPEATS = 50
@@ -32,7 +32,7 @@ def make_corpus(
     frame = [SUMMARIZE, VICUNA_V1.system, "USER: ASSISTANT:", "Yes", "No"]
     frame += [caption_prompt(language) for language in languages]
     frame += [LANGUAGES[language] for language in languages]
-    for questions in instructions.TEMPLATES.values():
+    for questions in TEMPLATES.values():
         frame += [
             question.format(language="", first="", second="", name="") for question in questions
         ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from data_pipelines.config import as_data_config
 from data_pipelines.datasets import Concept, Dataset, open_dataset
-from data_pipelines.examples import instructions
 from data_pipelines.image import RESIZES, decode
+from data_pipelines.sets.questions import ask, conversation
 from internvl_jax.batch import IMAGE_PLACEHOLDER
 
 WHICH = ("judged", "seen", "unseen", "all")
@@ -152,9 +152,9 @@ def questions(
     out = []
     for record, target in zip(pictures.records, pictures.target):
         rng = np.random.default_rng((seed, int(record)))
-        question = instructions.ask(kind, int(target), pictures.concepts, pool, languages, rng)
+        question = ask(kind, int(target), pictures.concepts, pool, languages, rng)
         key = pictures.concepts[int(target)].key
-        entry = instructions.conversation(f"{key}/{kind}", str(int(record)), [question])
+        entry = conversation(f"{key}/{kind}", str(int(record)), [question])
         entry |= {
             "kind": kind,
             "language": question.language,

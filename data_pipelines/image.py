@@ -10,13 +10,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from data_pipelines.sample import BadRecordError
+
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 
-class BadImageError(ValueError):
+class BadImageError(BadRecordError):
     """A picture that cannot or must not be decoded."""
+
+    def __init__(self, message: str, reason: str = "broken"):
+        super().__init__(reason, message)
 
 
 def decode(

@@ -1,26 +1,31 @@
 """(seed, step) -> global batch, the same for any number of hosts, workers and threads.
 
-Example ``g = step * global_batch + place`` is a pure function of the seed and g: it takes the
-``g % n``-th unit of epoch ``g // n`` in that epoch's permutation, and draws everything else (which
-drawing, crop, language, caption) from a generator keyed by (seed, g). A unit is a concept with all
-its drawings in the split, so that a batch rarely holds two pictures with one name. Hosts take
-contiguous slices of the global batch. Nothing is stored between steps: a run resumes at any step.
+Example ``g = step * global_batch + place`` is a pure function of the config, the seed and g: the
+mixture says which part it comes from and its how-manieth draw of it that is (`mixture`), the part's
+order which record (`shuffle`), and everything else (which caption, which crop) is drawn from a
+generator keyed by (seed, g). Hosts take contiguous slices of the global batch. Nothing is stored
+between steps: a run resumes at any step, on any number of hosts.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig, as_data_config
-from data_pipelines.datasets import Dataset, open_dataset, tokenizer_of
+from data_pipelines.config import DataConfig, Part, as_data_config
+from data_pipelines.datasets import tokenizer_of
 from data_pipelines.examples import Builder, make_builder
-from data_pipelines.image import RESIZES, BadImageError, decode, random_resized_crop
-from data_pipelines.shuffle import permute
+from data_pipelines.image import RESIZES, decode, random_resized_crop
+from data_pipelines.mixture import Drawn, Mixture
+from data_pipelines.sample import BadRecordError
+from data_pipelines.sets import Set, open_set
+from data_pipelines.shuffle import GlobalOrder, WindowOrder
 from data_pipelines.text import Tokenizer
 from internvl_jax import batch as batches
 
@@ -38,55 +43,32 @@ class HostBatch:
 
     Attributes:
         arrays: as `internvl_jax.batch` describes, axis 0 the host's share of B.
-        records: [B] int64, the record each example was made of (the concept's number in the
-            language stage).
-        bad: examples of this slice whose first record was broken and which a substitute fills.
+        records: [B] int64, the record each example was made of, counted through all parts of the
+            mixture (the concept's number in the language stage).
+        valid: [B] bool, False where the record was bad and a good one, drawn by (seed, g), stands
+            in its place.
+        reasons: bad records of this slice by reason.
     """
 
     arrays: dict[str, np.ndarray]
     records: np.ndarray
-    bad: int
+    valid: np.ndarray
+    reasons: Mapping[str, int]
 
 
-class Pictures:
-    """Decoded pictures of a set, kept in memory while there is room.
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One example.
 
-    Under a global shuffle every record is equally likely to come next, so nothing is evicted.
+    Attributes:
+        arrays: without the batch axis.
+        record: it was made of.
+        reason: why the record that stood here first is bad; "" if it is not.
     """
 
-    def __init__(self, dataset: Dataset, cache_bytes: int):
-        """Wraps the pictures.
-
-        Args:
-            dataset: the set.
-            cache_bytes: memory for decoded pictures.
-        """
-        self._source, self._room = dataset.pictures, cache_bytes
-        self._cache: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, record: int) -> np.ndarray:
-        """Decodes one picture.
-
-        Args:
-            record: its number.
-
-        Returns:
-            [H,W,3] uint8, not to be written to.
-
-        Raises:
-            BadImageError: if it cannot be decoded.
-        """
-        pixels = self._cache.get(record)
-        if pixels is None:
-            pixels = decode(self._source[record])
-            if pixels.nbytes <= self._room:
-                self._room -= pixels.nbytes
-                self._cache[record] = pixels
-        return pixels
-
-    def __getstate__(self):
-        room = self._room + sum(pixels.nbytes for pixels in self._cache.values())
-        return {"_source": self._source, "_room": room, "_cache": {}}
+    arrays: dict[str, np.ndarray]
+    record: int
+    reason: str
 
 
 class Examples:
@@ -94,66 +76,77 @@ class Examples:
 
     def __init__(
         self,
-        units: Sequence[np.ndarray],
-        concept: np.ndarray,
-        pictures: Pictures | None,
+        parts: Mapping[str, tuple[Set, Sequence[tuple[int, float]]]],
         builder: Builder,
         config: DataConfig,
+        *,
+        global_batch: int,
         seed: int,
         augment: bool,
     ):
         """Puts an example together from its parts.
 
         Args:
-            units: record numbers of every unit, one array each.
-            concept: concept number of every record.
-            pictures: decoded pictures by record, None for a stage of texts alone.
+            parts: name -> the set, and its weight from step to step.
             builder: makes an example's arrays.
             config: the data settings.
+            global_batch: examples per step over all hosts.
             seed: of all randomness.
             augment: crop and mirror at random, or resize only.
-        """
-        self.units, self.concept, self.pictures = units, concept, pictures
-        self.builder, self.config = builder, config
-        self.seed, self.augment = seed, augment
 
-    def __getitem__(self, number: int) -> tuple[dict[str, np.ndarray], int, bool]:
+        Raises:
+            ValueError: if weights or lanes do not fit.
+        """
+        self.names, self.sets = tuple(parts), tuple(source for source, _ in parts.values())
+        self.builder, self.config = builder, config
+        self.seed, self.augment = seed, augment and bool(config.crop_scale)
+        self.mixture = Mixture(
+            [weights for _, weights in parts.values()],
+            seed=seed,
+            global_batch=global_batch,
+            lanes=config.lanes,
+        )
+        self._orders = [
+            _order(source, config, (seed, zlib.crc32(name.encode())))
+            for name, source in zip(self.names, self.sets)
+        ]
+        self._firsts = np.cumsum([0, *(source.records for source in self.sets)])
+
+    def __getitem__(self, number: int) -> Example:
         """Makes one example.
 
         Args:
             number: g, of the whole run.
 
         Returns:
-            Its arrays, its record, and whether the record is a substitute.
+            The example.
 
         Raises:
             BadRecordsError: if no substitute could be read.
         """
-        epoch, position = divmod(number, len(self.units))
-        record, reason = -1, None
+        part, lane, draw = self.mixture[number]
+        source, unit, reason = self.sets[part], self._orders[part](lane, draw), ""
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng((self.seed, number, attempt))
-            if attempt == 0:
-                unit = self.units[permute(position, len(self.units), self.seed, epoch)]
-            else:
-                unit = self.units[int(rng.integers(len(self.units)))]
-            record = int(unit[rng.integers(len(unit))])
+            if attempt:
+                unit = int(rng.integers(len(source)))
             try:
-                image = self._picture(record, rng)
-            except BadImageError as error:
-                reason = error
+                record, samples = source.draw(unit, rng)
+                images = [self._pixels(i, rng) for sample in samples for i in sample.images]
+                arrays = self.builder(samples, images, rng)
+            except (BadRecordError, OSError) as problem:
+                error = problem
+                reason = reason or getattr(problem, "reason", "unreadable")
                 continue
-            arrays = self.builder(image, int(self.concept[record]), rng)
-            return arrays, record, attempt > 0
+            return Example(arrays, int(self._firsts[part]) + record, reason)
         raise BadRecordsError(
-            f"Example {number}: {ATTEMPTS} records in a row cannot be read, the last, {record}, "
-            f"because: {reason} Build the data set again."
+            f"Example {number}: {ATTEMPTS} records in a row of {self.names[part]} cannot be used, "
+            f"the last because: {error} Build the data set again."
         )
 
-    def _picture(self, record: int, rng: np.random.Generator) -> np.ndarray | None:
-        if self.pictures is None:
-            return None
-        config, pixels = self.config, self.pictures[record]
+    def _pixels(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        config = self.config
+        pixels = decode(image) if isinstance(image, bytes) else image
         if not self.augment:
             return RESIZES[config.resize](pixels, config.image_size)
         return random_resized_crop(
@@ -164,6 +157,12 @@ class Examples:
             ratio=config.crop_ratio,
             flip=config.flip,
         )
+
+
+def _order(source: Set, config: DataConfig, key: tuple[int, ...]) -> Callable[[int, int], int]:
+    if config.order == "window":
+        return WindowOrder(source.ends, window=config.window, lanes=config.lanes, key=key)
+    return GlobalOrder(len(source), lanes=config.lanes, key=key)
 
 
 class _HostBatches:
@@ -182,11 +181,15 @@ class _HostBatches:
     def __getitem__(self, index: int) -> HostBatch:
         start = int(index) * self._global_batch + self._first
         examples = [self._examples[start + place] for place in range(self._share)]
-        arrays = {
-            name: np.stack([arrays[name] for arrays, _, _ in examples]) for name in examples[0][0]
-        }
-        records = np.asarray([record for _, record, _ in examples], np.int64)
-        return HostBatch(arrays, records, sum(bad for _, _, bad in examples))
+        return HostBatch(
+            arrays={
+                name: np.stack([example.arrays[name] for example in examples])
+                for name in examples[0].arrays
+            },
+            records=np.asarray([example.record for example in examples], np.int64),
+            valid=np.asarray([not example.reason for example in examples]),
+            reasons=collections.Counter(e.reason for e in examples if e.reason),
+        )
 
 
 class Pipeline:
@@ -222,11 +225,37 @@ class Pipeline:
             raise ValueError(f"There is no host {process_index} among {process_count}.")
         import grain
 
-        self._spec, self._config = spec, examples.config
+        self._spec, self._examples, self._global_batch = spec, examples, global_batch
         share = global_batch // process_count
         source = _HostBatches(examples, global_batch, share, process_index * share)
         self._batches: Any = grain.MapDataset.source(source)
         self._open: list[Any] = []
+
+    @property
+    def digest(self) -> str:
+        """Changes when another record comes at some step: of settings, sets, seed and batch.
+
+        What does not matter for that is no part of it: threads, caches, the size of pictures.
+        """
+        config = dataclasses.asdict(self._examples.config)
+        for name in ("threads", "prefetch", "cache_bytes", "data_dir", "image_size"):
+            del config[name]
+        sets = [source.digest for source in self._examples.sets]
+        text = repr((config, sets, self._examples.seed, self._global_batch))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def drawn(self, steps: int) -> list[Drawn]:
+        """How often a run sees which part: nothing is repeated unsaid.
+
+        Args:
+            steps: of the run.
+
+        Returns:
+            One entry per part.
+        """
+        sets = self._examples.sets
+        sizes = [len(source) for source in sets]
+        return self._examples.mixture.drawn(self._examples.names, sizes, steps)
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shapes and dtypes of the **global** batch; reads nothing.
@@ -258,8 +287,9 @@ class Pipeline:
         """
         import grain
 
+        config = self._examples.config
         options = grain.ReadOptions(
-            num_threads=self._config.threads, prefetch_buffer_size=self._config.prefetch
+            num_threads=config.threads, prefetch_buffer_size=config.prefetch
         )
         batches = iter(self._batches.slice(slice(start_step, None)).to_iter_dataset(options))
         self._open.append(batches)
@@ -276,13 +306,6 @@ class Pipeline:
             self._open.pop().close()
 
 
-@functools.lru_cache(maxsize=4)
-def _shared_pictures(name: str, data_dir: str, cache_bytes: int) -> tuple[Dataset, Pictures]:
-    # Phases and splits of a run decode each picture once.
-    dataset = open_dataset(name, data_dir)
-    return dataset, Pictures(dataset, cache_bytes)
-
-
 def make_pipeline(
     data_config: Any,
     stage: str,
@@ -295,7 +318,8 @@ def make_pipeline(
 ) -> Pipeline:
     """The pipeline of a stage.
 
-    Validation resizes without cropping; its language stage reads the texts of unseen concepts.
+    Validation resizes without cropping, and draws evenly from the parts of a mixture that have such
+    a split.
 
     Args:
         data_config: settings of `DataConfig`, a mapping or a dataclass.
@@ -311,7 +335,7 @@ def make_pipeline(
 
     Raises:
         ValueError: if a setting is wrong.
-        FileNotFoundError: if the data set or the tokenizer is missing.
+        FileNotFoundError: if a data set or the tokenizer is missing.
     """
     config = as_data_config(data_config)
     if split not in ("train", "validation"):
@@ -325,29 +349,22 @@ def make_pipeline(
         image_size=config.image_size,
         image_slots=config.image_slots,
     )
-    dataset, pictures = _shared_pictures(config.dataset, config.data_dir, config.cache_bytes)
-    model = config.tokenizer or tokenizer_of(config.dataset, config.data_dir)
+    parts = config.mixture or {"dataset": Part(config.dataset)}
+    model = config.tokenizer or tokenizer_of(next(iter(parts.values())).path, config.data_dir)
     tokenizer = Tokenizer(model, vocab_size=config.vocab_size or None)
-    if stage == "language":
-        wanted = split == "validation"
-        numbers = [i for i, concept in enumerate(dataset.concepts) if concept.unseen == wanted]
-        units = [np.asarray([i]) for i in numbers]
-        concept = np.arange(len(dataset.concepts))
-    else:
-        units, concept = group_by_concept(dataset, split), dataset.concept
-    units = [u for u in units if dataset.concepts[concept[u[0]]].group not in config.skip_groups]
-    if not units:
-        raise ValueError(
-            f"The split {split!r} of {config.dataset!r} is empty; look at data.skip_groups."
-        )
+    builder = make_builder(stage, config, tokenizer)
+    sets: dict[str, tuple[Set, Sequence[tuple[int, float]]]] = {}
+    for name, part in parts.items():
+        try:
+            source = open_set(part.path, stage, split, config, tokenizer)
+        except FileNotFoundError:
+            if split == "train" or len(parts) == 1 or (not sets and name == list(parts)[-1]):
+                raise
+            continue
+        weights = part.schedule(len(source)) if split == "train" else ((0, float(len(source))),)
+        sets[name] = (source, weights)
     examples = Examples(
-        units=units,
-        concept=concept,
-        pictures=None if stage == "language" else pictures,
-        builder=make_builder(stage, config, tokenizer, dataset.concepts),
-        config=config,
-        seed=seed,
-        augment=split == "train",
+        sets, builder, config, global_batch=global_batch, seed=seed, augment=split == "train"
     )
     return Pipeline(
         examples,
@@ -356,19 +373,3 @@ def make_pipeline(
         process_index=process_index,
         process_count=process_count,
     )
-
-
-def group_by_concept(dataset: Dataset, split: str) -> list[np.ndarray]:
-    """The records of a split, those of one concept together.
-
-    Args:
-        dataset: the set.
-        split: its split.
-
-    Returns:
-        Record numbers of each concept, in the order of concepts.
-    """
-    records = dataset.splits[split]
-    order = np.argsort(dataset.concept[records], kind="stable")
-    concepts = dataset.concept[records][order]
-    return np.split(records[order], np.flatnonzero(np.diff(concepts)) + 1) if len(records) else []

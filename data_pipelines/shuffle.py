@@ -1,4 +1,4 @@
-"""Random permutations of any length in no memory."""
+"""Orders of any number of records in no memory, as functions of a position."""
 
 from __future__ import annotations
 
@@ -45,3 +45,91 @@ def _whole(length: int, key: tuple[int, ...]) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _seed(key: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+class GlobalOrder:
+    """Every epoch a permutation of all records: the best mixing, one read anywhere per record."""
+
+    def __init__(self, size: int, *, lanes: int, key: tuple[int, ...]):
+        """Orders a part of a mixture.
+
+        Args:
+            size: records.
+            lanes: see `mixture`; together they walk one permutation.
+            key: of the part.
+        """
+        self._size, self._lanes, self._key = size, lanes, key
+
+    def __call__(self, lane: int, draw: int) -> int:
+        """The record that a lane draws.
+
+        Args:
+            lane: which.
+            draw: how many it drew before.
+
+        Returns:
+            The record's number; an epoch of all lanes meets each once.
+        """
+        epoch, position = divmod(draw * self._lanes + lane, self._size)
+        return permute(position, self._size, *self._key, epoch)
+
+
+class WindowOrder:
+    """Every epoch the shards in a new order, cut evenly among the lanes and shuffled in windows.
+
+    A lane reads a few shards at a time, one after another, as object stores like it; no shard but
+    those at the cuts is read by two lanes. Records of one shard come within a window of each other,
+    so shards should be shuffled when they are written.
+    """
+
+    def __init__(self, ends: np.ndarray, *, window: int, lanes: int, key: tuple[int, ...]):
+        """Orders a part of a mixture.
+
+        Args:
+            ends: [shards] cumulative records.
+            window: records that are shuffled with each other.
+            lanes: see `mixture`; a multiple of the hosts keeps every shard on one of them.
+            key: of the part.
+
+        Raises:
+            ValueError: if there are more lanes than records.
+        """
+        self._ends, self._window, self._lanes, self._key = ends, window, lanes, key
+        if lanes > len(self):
+            raise ValueError(f"data.lanes={lanes} is more than a part's {len(self)} records.")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __call__(self, lane: int, draw: int) -> int:
+        """The record that a lane draws; an epoch of a lane meets each of its records once.
+
+        Args:
+            lane: which.
+            draw: how many it drew before.
+
+        Returns:
+            The record's number.
+        """
+        first, last = (len(self) * i // self._lanes for i in (lane, lane + 1))
+        epoch, offset = divmod(draw, last - first)
+        window, place = divmod(offset, self._window)
+        begin = first + window * self._window
+        width = min(self._window, last - begin)
+        place = begin + _small((width, *self._key, epoch, lane, window))[place]
+        shards, ends = _shard_order(self, epoch)
+        at = int(np.searchsorted(ends, place, "right"))
+        return int(self._ends[shards[at]] - (ends[at] - place))
+
+
+@functools.lru_cache(maxsize=4096)
+def _small(key: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(key[1:]).permutation(key[0]).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=16)
+def _shard_order(order: WindowOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shards in an epoch's order, and their cumulative records in it."""
+    counts = np.diff(order._ends, prepend=0)
+    shards = np.random.default_rng((*order._key, epoch)).permutation(len(counts))
+    return shards, np.cumsum(counts[shards])

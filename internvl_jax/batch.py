@@ -13,8 +13,9 @@ generative    image [B,S,S,3]; positive(_mask): the caption; negative(_mask): an
               caption; summarize(_mask): "summarize:" + caption (all BOS..EOS);
               text(_mask), labels: prompt (BOS, no EOS) + caption (EOS), see `caption_labels`;
               image_id [B]: equal where two images may share their captions
-finetune      image [B,M,S,S,3] (unused slots zero); text, text_mask, labels [B,T] with every
-              "<image>" expanded to the visual tokens, each of them `IMAGE_TOKEN`
+finetune      image [B,M,S,S,3] (unused slots zero); text, labels [B,T] with every "<image>"
+              expanded to the visual tokens, each of them `IMAGE_TOKEN`; segment [B,T]: 1, 2, … for
+              the conversations of a row, 0 on padding
 ============  ==============================================================================
 """
 
@@ -102,7 +103,7 @@ def spec(
         return {"image": image, **rows, **text, "labels": tokens, "image_id": image_id}
     if stage == "finetune":
         slots = ((batch, image_slots, *image[0][1:]), image[1])
-        return {"image": slots, **text, "labels": tokens}
+        return {"image": slots, "text": tokens, "segment": tokens, "labels": tokens}
     raise ValueError(f"Stage {stage!r} is unknown; choose from {', '.join(STAGES)}.")
 
 

@@ -1,8 +1,8 @@
-"""One example of a stage from one concept and its picture.
+"""One example of a stage from a sample: tokens, masks and labels.
 
-A builder is called with the picture (already cropped and resized, or None where the stage has no
-pictures), the number of its concept and a random generator of its own, and returns the example's
-arrays, without the batch axis. It draws the language, the caption, the other concept.
+A builder is called with what makes the example (one sample; in the finetune stage several where
+rows are packed), their pictures (cropped and resized, in order) and a random generator, and returns
+the example's arrays without the batch axis.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data_pipelines.config import DataConfig
-from data_pipelines.datasets import Concept
+from data_pipelines.sample import BadRecordError, Caption, Sample
 from data_pipelines.text import Tokenizer
 from internvl_jax.batch import IGNORE, pad_rows
 
-Builder = Callable[[np.ndarray | None, int, np.random.Generator], dict[str, np.ndarray]]
+Builder = Callable[
+    [Sequence[Sample], Sequence[np.ndarray], np.random.Generator], dict[str, np.ndarray]
+]
 
 
-def make_builder(
-    stage: str, config: DataConfig, tokenizer: Tokenizer, concepts: Sequence[Concept]
-) -> Builder:
+def make_builder(stage: str, config: DataConfig, tokenizer: Tokenizer) -> Builder:
     """The builder of a stage.
 
     Args:
         stage: "language", "contrastive", "generative" or "finetune".
         config: the data settings.
         tokenizer: of the model that is trained.
-        concepts: the table that concept numbers point into.
 
     Returns:
-        The builder.
+        The builder; it raises BadRecordError where a sample lacks what the stage needs.
 
     Raises:
         ValueError: if the stage is unknown or its texts do not fit the settings.
@@ -39,22 +38,60 @@ def make_builder(
     if stage == "language":
         from data_pipelines.examples.language import LanguageBuilder
 
-        return LanguageBuilder(config, tokenizer, concepts)
+        return LanguageBuilder(config, tokenizer)
     if stage == "contrastive":
         from data_pipelines.examples.contrastive import ContrastiveBuilder
 
-        return ContrastiveBuilder(config, tokenizer, concepts)
+        return ContrastiveBuilder(config, tokenizer)
     if stage == "generative":
         from data_pipelines.examples.generative import GenerativeBuilder
 
-        return GenerativeBuilder(config, tokenizer, concepts)
+        return GenerativeBuilder(config, tokenizer)
     if stage == "finetune":
         from data_pipelines.examples.finetune import FinetuneBuilder
 
-        return FinetuneBuilder(config, tokenizer, concepts)
+        return FinetuneBuilder(config, tokenizer)
     raise ValueError(
         f"Stage {stage!r} is unknown; choose language, contrastive, generative or finetune."
     )
+
+
+def pair(samples: Sequence[Sample], images: Sequence[np.ndarray], rng: np.random.Generator):
+    """The picture and one of the captions of a single sample.
+
+    Args:
+        samples: one.
+        images: [S,S,3] uint8, its first one is taken.
+        rng: source of randomness.
+
+    Returns:
+        The picture and the caption.
+
+    Raises:
+        BadRecordError: if either is missing.
+    """
+    (sample,) = samples
+    if not images:
+        raise BadRecordError("no picture", f"{sample.key} has no picture.")
+    return images[0], one_caption(sample, rng)
+
+
+def one_caption(sample: Sample, rng: np.random.Generator) -> Caption:
+    """One of a sample's captions, evenly.
+
+    Args:
+        sample: the sample.
+        rng: source of randomness.
+
+    Returns:
+        The caption.
+
+    Raises:
+        BadRecordError: if there is none.
+    """
+    if not sample.captions:
+        raise BadRecordError("no caption", f"{sample.key} has no caption.")
+    return sample.captions[int(rng.integers(len(sample.captions)))]
 
 
 def row(prefix: str, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:

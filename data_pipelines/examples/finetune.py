@@ -1,4 +1,4 @@
-"""Stage 3: a conversation about a picture, answers learned."""
+"""Stage 3: conversations about pictures, answers learned."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.config import DataConfig
-from data_pipelines.datasets import Concept
-from data_pipelines.examples import learned_row
-from data_pipelines.examples.captions import choose_language, training_pool
-from data_pipelines.examples.instructions import conversation, converse
+from data_pipelines.sample import BadRecordError, Sample, Turn
 from data_pipelines.text import Tokenizer
-from internvl_jax.batch import IMAGE_PLACEHOLDER, TEMPLATES, tokenize
+from internvl_jax.batch import IGNORE, IMAGE_PLACEHOLDER, TEMPLATES, tokenize
 
 
 class FinetuneBuilder:
-    """Arrays image [M,S,S,3] (one picture, further slots zero); text, text_mask, labels [T].
+    """Arrays image [M,S,S,3] (further slots zero); text, segment, labels [T].
 
-    With the template "plain" the conversation is the picture and its name (projector training).
-    A conversation that is too long loses its last rounds, one round alone is cut.
+    A conversation that is too long for its row loses its last rounds, one round alone is cut.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, concepts: Sequence[Concept]):
-        self.config, self.tokenizer, self.concepts = config, tokenizer, concepts
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
         self.template = TEMPLATES[config.template]
-        self.pool = training_pool(concepts)
-        opening = self._rows([{"from": "human", "value": IMAGE_PLACEHOLDER}])[0]
+        opening = self.rows((Turn("human", IMAGE_PLACEHOLDER),))[0]
         if len(opening) + 2 > config.text_length:
             raise ValueError(
                 f"data.text_length {config.text_length} leaves no room for an answer: the "
@@ -34,42 +29,83 @@ class FinetuneBuilder:
                 f"{len(opening)}; raise it."
             )
 
-    def __call__(self, image, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        turns = self.record(number, rng)["conversations"]
-        while True:
-            ids, labels = self._rows(turns)
-            if len(ids) <= self.config.text_length or len(turns) <= 2:
-                break
-            turns = turns[:-2]
-        slots = np.zeros((self.config.image_slots, *image.shape), np.uint8)
-        slots[0] = image
-        length, pad = self.config.text_length, self.tokenizer.pad_id
-        return {"image": slots, **learned_row(ids, labels, length, pad)}
+    def __call__(
+        self, samples: Sequence[Sample], images: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        config, S = self.config, self.config.image_size
+        if len(images) > config.image_slots:
+            raise BadRecordError(
+                "too many pictures",
+                f"{samples[0].key} has {len(images)} pictures, more than the {config.image_slots} "
+                "of stage.image_slots.",
+            )
+        slots = np.zeros((config.image_slots, S, S, 3), np.uint8)
+        for slot, image in zip(slots, images):
+            slot[:] = image
+        text = np.full(config.text_length, self.tokenizer.pad_id, np.int32)
+        segment, labels = np.zeros_like(text), np.full_like(text, IGNORE)
+        start = 0
+        for number, sample in enumerate(samples, 1):
+            ids, learned = self.fitting(sample, config.text_length - start)
+            end = start + len(ids)
+            text[start:end], labels[start:end], segment[start:end] = ids, learned, number
+            start = end
+        return {"image": slots, "text": text, "segment": segment, "labels": labels}
 
-    def record(self, number: int, rng: np.random.Generator) -> dict:
-        """The conversation in LLaVA's format.
+    def fitting(self, sample: Sample, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """A conversation's ids and labels, without the last rounds where they are too many.
 
         Args:
-            number: the concept shown.
-            rng: source of randomness.
+            sample: with turns.
+            room: most tokens.
 
         Returns:
-            ``{id, image, conversations}``.
-        """
-        concept, languages = self.concepts[number], self.config.languages
-        if not self.template.roles:
-            name = concept.names[choose_language(rng, concept, languages)]
-            turns = [
-                {"from": "human", "value": IMAGE_PLACEHOLDER},
-                {"from": "gpt", "value": name},
-            ]
-            return {"id": concept.key, "image": concept.key, "conversations": turns}
-        questions = converse(number, self.concepts, self.pool, self.config, rng)
-        return conversation(concept.key, concept.key, questions)
+            ids and labels [n], n <= room.
 
-    def _rows(self, turns) -> tuple[np.ndarray, np.ndarray]:
+        Raises:
+            BadRecordError: if it has no turns, not as many "<image>" as pictures, or turns that
+                do not alternate.
+        """
+        turns = sample.turns
+        if len(turns) < 2:
+            raise BadRecordError("no conversation", f"{sample.key} has no question and answer.")
+        asked = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
+        if asked != len(sample.images):
+            raise BadRecordError(
+                "pictures differ",
+                f"{sample.key} has {len(sample.images)} pictures but {asked} times "
+                f"{IMAGE_PLACEHOLDER}.",
+            )
+        ids, labels = self.rows(turns)
+        while len(ids) > room and len(turns) > 2:
+            turns = turns[:-2]
+            ids, labels = self.rows(turns)
+        if (labels[:room] == IGNORE).all():
+            raise BadRecordError(
+                "too long", f"{sample.key} has no answer within {room} tokens: raise text_length."
+            )
+        return ids[:room], labels[:room]
+
+    def rows(self, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and labels of a conversation of any length.
+
+        Args:
+            turns: at least one.
+
+        Returns:
+            ids and labels [n] int32.
+
+        Raises:
+            BadRecordError: if the turns do not alternate.
+        """
+        try:
+            segments = self.template.segments(
+                [{"from": turn.role, "value": turn.value} for turn in turns]
+            )
+        except ValueError as error:
+            raise BadRecordError("turns", str(error)) from error
         return tokenize(
-            self.template.segments(turns),
+            segments,
             self.tokenizer.ids,
             bos=self.tokenizer.bos_id,
             eos=self.tokenizer.eos_id,

@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipelines.config import DataConfig
-from data_pipelines.datasets import Concept
-from data_pipelines.examples import row
-from data_pipelines.examples.captions import (
-    choose_language,
-    fits,
-    keyword_caption,
-    other_concept,
-    training_pool,
-)
+from data_pipelines.examples import pair, row
+from data_pipelines.sample import Sample
 from data_pipelines.text import Tokenizer
-from internvl_jax.batch import SUMMARIZE, caption_labels, caption_prompt
+from internvl_jax.batch import LANGUAGES, SUMMARIZE, caption_labels, caption_prompt
 
 
 class GenerativeBuilder:
     """The rows of the stage-2 loss (spec §3.1).
 
-    The caption is the name or some keywords; the negative is another concept's caption of the same
-    kind in the same language, drawn again while it fits the picture too. image_id is the concept's
-    number: drawings of one concept share their captions.
+    A caption whose language is not known, or has no prompt, counts as of the first of
+    ``data.languages``.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer, concepts: Sequence[Concept]):
-        self.config, self.tokenizer, self.concepts = config, tokenizer, concepts
-        self.pool = training_pool(concepts)
-        self.prompts = {code: caption_prompt(code) for code in config.languages}
-        self.prompt_length = {
-            code: 1 + len(tokenizer.ids(prompt)) for code, prompt in self.prompts.items()
-        }
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
 
-    def __call__(self, image, number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(
+        self, samples: Sequence[Sample], images: Sequence[np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        image, caption = pair(samples, images, rng)
+        negative = samples[0].negative
+        assert negative is not None, "the set gives one in this stage"
         length, encode = self.config.text_length, self.tokenizer.encode
-        concept = self.concepts[number]
-        language = choose_language(rng, concept, self.config.languages)
-        keywords = rng.random() < self.config.keyword_share
-        caption = self._caption(concept, language, keywords, rng)
-        negative = caption
-        while fits(negative, concept, language):
-            other = other_concept(rng, number, self.concepts, self.pool, language)
-            negative = self._caption(other, language, keywords, rng)
-        ids, mask = encode(caption, length, prompt=self.prompts[language])
+        language = caption.language
+        prompt, size = self._prompt(language if language in LANGUAGES else self.config.languages[0])
+        ids, mask = encode(caption.text, length, prompt=prompt)
         return {
             "image": image,
-            **row("positive", *encode(caption, length)),
-            **row("negative", *encode(negative, length)),
-            **row("summarize", *encode(SUMMARIZE + caption, length)),
+            **row("positive", *encode(caption.text, length)),
+            **row("negative", *encode(negative.text, length)),
+            **row("summarize", *encode(SUMMARIZE + caption.text, length)),
             **row("text", ids, mask),
-            "labels": caption_labels(ids, mask, self.prompt_length[language]),
-            "image_id": np.asarray(number, np.int32),
+            "labels": caption_labels(ids, mask, size),
+            "image_id": np.asarray(samples[0].group, np.int32),
         }
 
-    def _caption(
-        self, concept: Concept, language: str, keywords: bool, rng: np.random.Generator
-    ) -> str:
-        return keyword_caption(rng, concept, language) if keywords else concept.names[language]
+    @functools.lru_cache(maxsize=len(LANGUAGES))  # noqa: B019  (a builder lives as long as its run)
+    def _prompt(self, language: str) -> tuple[str, int]:
+        prompt = caption_prompt(language)
+        return prompt, 1 + len(self.tokenizer.ids(prompt))

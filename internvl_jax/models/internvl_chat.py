@@ -13,7 +13,7 @@ from internvl_jax.models.compute import Compute
 from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.projector import Mlp1, Mlp2xGelu, projector_param_count
-from internvl_jax.models.qllama import causal_mask
+from internvl_jax.models.qllama import packed_positions
 from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.param import normal, param
 
@@ -138,16 +138,16 @@ class InternVLChat(nnx.Module):
         spliced = jnp.take_along_axis(visual.astype(words.dtype), index[..., None], axis=1)
         return jnp.where(here[..., None], spliced, words)
 
-    def hidden(self, images: jax.Array, text: jax.Array, text_mask: jax.Array) -> jax.Array:
+    def hidden(self, images: jax.Array, text: jax.Array, segment: jax.Array) -> jax.Array:
         """Final hidden states of the language model.
 
         Args:
             images: [B, M, S, S, 3] normalised, M image slots.
             text: ids [B, T] with V `IMAGE_TOKEN`s per image, right-padded.
-            text_mask: bool [B, T].
+            segment: int32 [B, T], the conversation of the row that a token belongs to, from 1 on;
+                0 on padding.
         """
         B, M = images.shape[:2]
         visual = self.visual_embeddings(images.reshape(B * M, *images.shape[2:]))
         x = self.splice(text, visual.reshape(B, M * visual.shape[1], visual.shape[2]))
-        positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        return self.llm(x, positions, causal_mask(text_mask)).hidden
+        return self.llm(x, packed_positions(segment), Mask(segment, causal=True)).hidden

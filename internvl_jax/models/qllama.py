@@ -33,6 +33,13 @@ def causal_mask(text_mask: jax.Array) -> Mask:
     return Mask(text_mask.astype(bool), causal=True)
 
 
+def packed_positions(segment: jax.Array) -> jax.Array:
+    """Positions that begin anew with every text of a row: int32 [B, T] -> int32 [B, T]."""
+    place = jnp.broadcast_to(jnp.arange(segment.shape[1]), segment.shape)
+    first = segment != jnp.pad(segment, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+    return place - jax.lax.cummax(jnp.where(first, place, 0), axis=1)
+
+
 def query_text_mask(queries: int, text_mask: jax.Array, use: str) -> jax.Array:
     """Mask of a row [queries][text].
 

@@ -51,7 +51,9 @@ class Mask:
     is finite, and where it goes unused it has no gradient.
 
     Attributes:
-        keys: bool [B, S], False on padding; None for no padding.
+        keys: bool [B, S], False on padding; or, where a row holds several texts (`short` cannot),
+            int32 [B, S], the text that each token belongs to, 0 on padding: none sees another's.
+            None for no padding.
         causal: keys after the query's own position are masked as well.
     """
 
@@ -60,15 +62,25 @@ class Mask:
 
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """The mask as an array, bool [B|1, T, S]; None where nothing is masked."""
+        allowed = None
+        if self.keys is not None:
+            allowed = self.keys[:, None, :]
+            if self.packed:
+                allowed = self.keys[:, :, None] == allowed
         if not self.causal:
-            return None if self.keys is None else self.keys[:, None, :]
+            return allowed
         if queries != keys:
             raise ValueError(
                 f"A causal mask of {queries} queries and {keys} keys does not say where the "
                 "queries stand: pass an array."
             )
         square = jnp.tril(jnp.ones((1, queries, keys), bool))
-        return square if self.keys is None else square & self.keys[:, None, :]
+        return square if allowed is None else square & allowed
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row may hold several texts."""
+        return self.keys is not None and self.keys.dtype != jnp.bool_
 
 
 def attend(
@@ -119,7 +131,7 @@ def _chosen(q: jax.Array, k: jax.Array, mask: Mask | jax.Array, implementation: 
     if not isinstance(mask, Mask) or q.shape[1] != k.shape[1]:
         return "einsum"
     T, H = q.shape[1], q.shape[3]
-    short = q.shape == k.shape and T <= SHORT and H == 128
+    short = q.shape == k.shape and T <= SHORT and H == 128 and not mask.packed
     if implementation != "auto":
         return "einsum" if implementation == "short" and not short else implementation
     where = platform() if q.dtype == jnp.bfloat16 else None
@@ -226,7 +238,8 @@ def _blocks(length: int) -> tuple[int, int]:
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> jax.Array:
-    allowed = None if mask.keys is None else mask.keys[:, None, None, :]
+    allowed = dataclasses.replace(mask, causal=False).dense(q.shape[1], k.shape[1])
+    allowed = None if allowed is None else allowed[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=allowed, is_causal=mask.causal, implementation="cudnn"
     )

@@ -53,7 +53,7 @@ class FinetuneStage(Stage):
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         images = normalize_images(batch["image"])
-        hidden = model.hidden(images, batch["text"], batch["text_mask"])
+        hidden = model.hidden(images, batch["text"], batch["segment"])
         return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
 
     def flops(self) -> int:

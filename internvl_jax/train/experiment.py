@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.config import DataConfig, Part
 from internvl_jax.config import ConfigError, build, complete
 from internvl_jax.sharding.mesh import MeshConfig
 from internvl_jax.sharding.rules import batch_shards, head_shards
@@ -17,6 +18,9 @@ from internvl_jax.stages.finetune import FinetuneStage
 from internvl_jax.stages.registry import STAGES, stage_from_config
 from internvl_jax.stages.stage import EmbeddingStage, Stage
 from internvl_jax.train.optimizer import OptimConfig
+
+OWNED_BY_STAGE = ("image_size", "text_length", "vocab_size", "visual_tokens", "image_slots")
+"""Settings of the data pipeline that are the stage's to say (`Experiment.data_config`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +220,17 @@ def resolve(config: Any) -> Experiment:
     return build(Experiment, values)
 
 
+def _complete_data(config: Any) -> None:
+    if "data" not in config:
+        config.data = ConfigDict()
+    mixture: Any = complete(config.data, DataConfig).mixture
+    for name in mixture:
+        complete(mixture[name], Part)
+    for name in OWNED_BY_STAGE:
+        if name in config.data:
+            del config.data[name]
+
+
 def completed(config: Any) -> Any:
     """A ConfigDict with every setting of an `Experiment` in it, so that any can be overridden.
 
@@ -235,6 +250,7 @@ def completed(config: Any) -> Any:
         if name not in config:
             config[name] = ConfigDict()
         complete(config[name], cls)
+    _complete_data(config)
     for name, default in (("phases", ()), ("topology", "")):
         if name not in config:
             config[name] = default

@@ -5,6 +5,7 @@ It names no stage: what differs between stages lives in `stages`.
 
 from __future__ import annotations
 
+import collections
 import logging
 import sys
 import zlib
@@ -138,7 +139,8 @@ class Run:
         self.ledger.resumed(self.step)
         self.key = jax.random.key(experiment.seed)
         self.logged = self.step
-        self.bad = self.seen = 0
+        self.seen, self.bad = 0, collections.Counter[str]()  # examples, bad records by reason
+        self.order = begun.meta.get("data", "")
         self.records = np.zeros(0, np.int64)
         self.last: Metrics | None = None
         self.scores: dict[str, float] = {}
@@ -227,13 +229,15 @@ class Run:
     def _batches(self, stage: Stage, until: int) -> Iterator[Batch]:
         """Global batches up to the end of the phase; broken records are counted on the way."""
         pipeline = self._pipeline(stage, "train")
+        self._announce(pipeline)
         batches: Any = pipeline.iterate(self.step)
         try:
             while self.step < until:
                 with self.ledger.timed("data"):
                     host = next(batches)
                     batch = self._put(host)
-                self.bad, self.seen = self.bad + host.bad, self.seen + len(host.records)
+                self.bad.update(host.reasons)
+                self.seen += len(host.records)
                 self.records = np.ascontiguousarray(host.records, np.int64)
                 yield batch
         except BadRecordsError as error:
@@ -241,6 +245,22 @@ class Run:
         finally:
             batches.close()
             pipeline.close()
+
+    def _announce(self, pipeline: Pipeline) -> None:
+        """Says how often the run sees its data, and whether a resumed one goes on in its order."""
+        if self.order not in ("", pipeline.digest):
+            log.warning(
+                f"The data settings are not those that steps up to {self.step} were made with: the "
+                "run goes on in the new order, and may meet records again before their turn."
+            )
+        elif not self.order and jax.process_index() == 0:
+            for part in pipeline.drawn(self.experiment.train.steps):
+                print(
+                    f"data {part.name}: {part.records:,} units, {part.examples:,} examples, each "
+                    f"seen {part.times:.3g} times",
+                    file=sys.stderr,
+                )
+        self.order = pipeline.digest
 
     def _put(self, host: HostBatch) -> Batch:
         """This host's rows onto its devices, as its part of the global batch."""
@@ -288,7 +308,7 @@ class Run:
     def _records(self) -> tuple[int, int, int]:
         """Of all hosts: a fingerprint of the last batch's record ids, broken and seen records."""
         # In 32 bits: devices do not take more.
-        ids, counts = self.records.view(np.int32), np.array([self.bad, self.seen], np.int32)
+        ids, counts = self.records.view(np.int32), np.array([self.bad.total(), self.seen], np.int32)
         if jax.process_count() > 1:
             ids, counts = multihost_utils.process_allgather((ids, counts))
             counts = counts.sum(0)
@@ -297,10 +317,11 @@ class Run:
     def _check_records(self, bad: int, seen: int) -> None:
         limit = self.experiment.train.max_bad_records
         if bad > max(limit * seen, 1):
+            here = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common(5))
             raise Stop(
                 BAD_RECORDS,
-                f"{bad} of {seen} records could not be read, more than "
-                f"train.max_bad_records={limit}: repair the data or raise the limit.",
+                f"{bad} of {seen} records could not be used, more than train.max_bad_records="
+                f"{limit} (here: {here or 'none'}): repair the data or raise the limit.",
             )
 
     def _write(self, values: Mapping[str, float], group: str) -> None:
@@ -325,6 +346,7 @@ class Run:
                 "stage": stage_to_config(stage),
                 "experiment": to_dict(self.experiment),
                 "records": self.seen,
+                "data": self.order,
             }
             self.checkpoints.save(self.step, stored(self.state, self.frozen), meta, self.scores)
             self.writers.flush()

@@ -13,8 +13,9 @@ from data_pipelines import pipeline as pipelines
 from data_pipelines.config import DataConfig, as_data_config
 from data_pipelines.datasets import open_dataset
 from data_pipelines.examples import make_builder
-from data_pipelines.examples.captions import fits
-from data_pipelines.pipeline import BadRecordsError, Examples, Pictures, Pipeline, make_pipeline
+from data_pipelines.pipeline import BadRecordsError, Examples, Pipeline, make_pipeline
+from data_pipelines.sets.captions import fits
+from data_pipelines.sets.concepts import Concepts, Pictures
 from data_pipelines.sources.memory import MemorySource
 from internvl_jax import batch as batches
 from internvl_jax.batch import IGNORE, IMAGE_TOKEN, STAGES
@@ -38,6 +39,8 @@ def assert_equal(one, other):
     for name, array in one.arrays.items():
         np.testing.assert_array_equal(array, other.arrays[name], err_msg=name)
     np.testing.assert_array_equal(one.records, other.records)
+    np.testing.assert_array_equal(one.valid, other.valid)
+    assert one.reasons == other.reasons
 
 
 def joined(parts):
@@ -45,7 +48,9 @@ def joined(parts):
         name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays
     }
     records = np.concatenate([part.records for part in parts])
-    return pipelines.HostBatch(arrays, records, sum(part.bad for part in parts))
+    valid = np.concatenate([part.valid for part in parts])
+    reasons = sum((collections.Counter(part.reasons) for part in parts), collections.Counter())
+    return pipelines.HostBatch(arrays, records, valid, reasons)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -54,7 +59,8 @@ def test_batches_are_what_the_spec_says(config, stage):
     host = pipeline.batch(0)
     found = {name: (array.shape, array.dtype) for name, array in host.arrays.items()}
     assert found == pipeline.spec()
-    assert host.records.dtype == np.int64 and host.records.shape == (6,) and host.bad == 0
+    assert host.records.dtype == np.int64 and host.records.shape == (6,)
+    assert host.valid.all() and not host.reasons
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -216,7 +222,8 @@ def test_finetune_rows(config, tokenizer):
     image = host.arrays["image"]
     assert image[:, 0].any(axis=(1, 2, 3)).all() and not image[:, 1:].any()
     answers = set()
-    for ids, mask, labels in zip(*(host.arrays[n] for n in ("text", "text_mask", "labels"))):
+    for ids, mask, labels in zip(*(host.arrays[n] for n in ("text", "segment", "labels"))):
+        mask = mask > 0
         assert (ids == IMAGE_TOKEN).sum() == 4
         learned = labels != IGNORE
         assert learned.any() and not learned[~mask].any()
@@ -297,12 +304,12 @@ def broken(config, fraction):
     dataset = dataclasses.replace(dataset, pictures=MemorySource(data))
     settings = as_data_config(config)
     tokenizer = pipelines.Tokenizer(settings.tokenizer)
+    concepts = Concepts(dataset, Pictures(dataset, 1 << 20), "contrastive", "train", settings)
     examples = Examples(
-        units=pipelines.group_by_concept(dataset, "train"),
-        concept=dataset.concept,
-        pictures=Pictures(dataset, 1 << 20),
-        builder=make_builder("contrastive", settings, tokenizer, dataset.concepts),
-        config=settings,
+        {"shapes": (concepts, ((0, 1.0),))},
+        make_builder("contrastive", settings, tokenizer),
+        settings,
+        global_batch=16,
         seed=0,
         augment=True,
     )
@@ -314,18 +321,21 @@ def broken(config, fraction):
 def test_broken_pictures_are_replaced_and_counted(config):
     examples, bad, make = broken(config, 0.2)
     host = make().batch(0)
-    first_draws = [examples[number][2] for number in range(16)]
-    assert host.bad == sum(first_draws) > 0
+    first_draws = [examples[number].reason for number in range(16)]
+    assert set(first_draws) == {"", "broken"}
+    np.testing.assert_array_equal(host.valid, [not reason for reason in first_draws])
+    assert host.reasons == {"broken": int((~host.valid).sum())}
     assert not set(host.records) & bad
     assert_equal(host, make().batch(0))
     parts = [make(process_index=i, process_count=2).batch(0) for i in range(2)]
     assert_equal(joined(parts), host)
-    assert sum(part.bad for part in parts) == host.bad
 
 
 def test_nothing_readable_is_an_error(config):
     _, _, make = broken(config, 1.0)
-    with pytest.raises(BadRecordsError, match="Example 0: 8 records in a row cannot be read"):
+    with pytest.raises(
+        BadRecordsError, match="Example 0: 8 records in a row of shapes cannot be used"
+    ):
         make().batch(0)
     with pytest.raises(BadRecordsError):
         next(make().iterate(0))

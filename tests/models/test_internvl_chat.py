@@ -91,20 +91,33 @@ def test_splice_puts_each_image_where_it_is_asked_for(model):
 def test_an_empty_slot_has_no_influence(model):
     I = IMAGE_TOKEN
     text = jnp.asarray([[1, I, I, I, I, 5, 2, 0]])
-    mask = text != 0
+    segment = (text != 0).astype(jnp.int32)
     images = jnp.stack([IMAGES[0], jnp.zeros_like(IMAGES[0])])[None]
     other = jnp.stack([IMAGES[0], IMAGES[1]])[None]
-    a, b = (model.hidden(i, text, mask) for i in (images, other))
+    a, b = (model.hidden(i, text, segment) for i in (images, other))
     np.testing.assert_array_equal(a, b)
-    c = model.hidden(other[:, ::-1], text, mask)
+    c = model.hidden(other[:, ::-1], text, segment)
     assert float(jnp.abs(c - a).max()) > 1e-3
+
+
+def test_conversations_packed_in_a_row_do_not_see_each_other(model):
+    I = IMAGE_TOKEN
+    rows = jnp.asarray([[1, I, I, I, I, 5, 2], [1, I, I, I, I, 7, 2], [1, 4, 6, 3, 2, 0, 0]])
+    images = jnp.stack([IMAGES[:1], IMAGES[1:2], jnp.zeros_like(IMAGES[:1])])
+    alone = model.hidden(images, rows, (rows != 0).astype(jnp.int32))
+    text = jnp.concatenate([rows[0], rows[1], rows[2, :5], jnp.zeros(2, jnp.int32)])[None]
+    segment = jnp.asarray([[1] * 7 + [2] * 7 + [3] * 5 + [0] * 2])
+    packed = model.hidden(IMAGES[None], text, segment)[0]
+    for start, length, expected in ((0, 7, alone[0]), (7, 7, alone[1]), (14, 5, alone[2])):
+        np.testing.assert_allclose(
+            packed[start : start + length], expected[:length], rtol=0, atol=1e-5
+        )
 
 
 def test_two_images_equal_their_embeddings_in_order(model):
     I = IMAGE_TOKEN
     text = jnp.asarray([[1, I, I, I, I, 5, I, I, I, I, 2]])
-    mask = jnp.ones_like(text, bool)
-    hidden = model.hidden(IMAGES[None], text, mask)
+    hidden = model.hidden(IMAGES[None], text, jnp.ones_like(text))
     visual = model.visual_embeddings(IMAGES)
     words = model.llm.embed(jnp.asarray([[1, 5, 2]]))
     x = jnp.concatenate([words[:, :1], visual[:1], words[:, 1:2], visual[1:], words[:, 2:]], axis=1)

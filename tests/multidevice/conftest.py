@@ -98,9 +98,11 @@ def make_batch(stage: Stage, size: int, seed: int = 0) -> dict[str, np.ndarray]:
             batch[name] = np.where(batch[f"{name}_mask"], batch[name], 0).astype(np.int32)
     if stage.name == "finetune":
         batch["text"][:, 1:9] = IMAGE_TOKEN  # two images of four tokens each
-        batch["text_mask"][:, :11] = True
+        used = np.arange(batch["text"].shape[1]) < rng.integers(11, batch["text"].shape[1] + 1)
+        batch["segment"] = np.broadcast_to(used.astype(np.int32), batch["text"].shape).copy()
     if "labels" in batch:
-        learned = batch["text_mask"] & (batch["text"] > 0) & (rng.random(batch["text"].shape) < 0.7)
+        used = batch["segment"] > 0 if "segment" in batch else batch["text_mask"]
+        learned = used & (batch["text"] > 0) & (rng.random(batch["text"].shape) < 0.7)
         learned[:, 2] &= rng.random(size) < 0.5
         batch["labels"] = np.where(learned, batch["text"], -100).astype(np.int32)
     if "image_id" in batch:

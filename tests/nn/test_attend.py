@@ -78,6 +78,18 @@ def test_splash_equals_einsum(T, causal, side, heads, kv):
         assert error(got, expected) < 1e-5, name
 
 
+def test_splash_keeps_the_texts_of_a_row_apart():
+    T = 150
+    text = jnp.asarray(np.repeat([[1, 2, 3, 0]], 2, 0).repeat([40, 60, 30, 20], axis=1), jnp.int32)
+    inputs, mask = draw(T, heads=2, kv=1), Mask(text, causal=True)
+    plain, splash = (with_gradients(mask, how, text > 0)(*inputs) for how in ("einsum", "splash"))
+    for name, got, expected in zip(("y", "dq", "dk", "dv"), splash, plain, strict=True):
+        assert error(got, expected) < 1e-5, name
+    q, k, v, _ = inputs
+    alone = attend(*(x[:, 40:100] for x in (q, k, v)), Mask(causal=True))
+    np.testing.assert_allclose(attend(q, k, v, mask)[:, 40:100], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
 @pytest.mark.parametrize("side", [None, "left", "right"])
 @pytest.mark.parametrize("causal", [True, False])

@@ -227,11 +227,10 @@ def test_finetuning_learns_answers_only(parts, model_of, batch_of):
     text[:, 1] = IMAGE_TOKEN
     labels = np.full((2, 8), -100)
     labels[:, 5:] = [7, 9, 2]
-    mask = np.ones((2, 8), bool)
     model = model_of(stage)
-    batch = batch_of(stage, 2, text=text, labels=labels, text_mask=mask)
+    batch = batch_of(stage, 2, text=text, labels=labels, segment=np.ones((2, 8), np.int32))
     loss, _ = stage.loss(model, batch, None)
-    hidden = model.hidden(normalize_images(batch["image"]), batch["text"], batch["text_mask"])
+    hidden = model.hidden(normalize_images(batch["image"]), batch["text"], batch["segment"])
     logits = np.asarray(model.llm.logits(hidden))[:, 4:7]
     expected = cross_entropy(logits, labels[:, 5:]).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs.tiny import VOCAB
-from data_pipelines import pipeline as data
+from data_pipelines.sets import concepts as data
 from internvl_jax import pretrained
 from internvl_jax.checkpoint import CheckpointMismatch, read_tree
 from internvl_jax.config import ConfigError
@@ -213,9 +213,9 @@ def broken_pictures(monkeypatch):
         return real(encoded[: len(encoded) // 2] if broken else encoded, *rest)
 
     monkeypatch.setattr(data, "decode", decode)
-    data._shared_pictures.cache_clear()
+    data._shared.cache_clear()
     yield
-    data._shared_pictures.cache_clear()
+    data._shared.cache_clear()
 
 
 @pytest.mark.parametrize(("limit", "code"), [(0.01, 65), (0.9, 0)])
@@ -232,7 +232,7 @@ def test_broken_pictures_are_replaced_and_counted(
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     if code:
         assert len(counts) < 8
-        assert f"records could not be read, more than train.max_bad_records={limit}" in said[-1]
+        assert f"records could not be used, more than train.max_bad_records={limit}" in said[-1]
     else:
         assert len(counts) == 8 and not said
 

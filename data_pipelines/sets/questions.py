@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.config import QUESTIONS, DataConfig
 from data_pipelines.datasets import Concept
-from data_pipelines.examples.captions import choose, choose_language, other_concept
+from data_pipelines.sets.captions import choose, choose_language, other_concept
 from internvl_jax.batch import IMAGE_PLACEHOLDER, LANGUAGES
 
 LETTERS = ("A", "B")
