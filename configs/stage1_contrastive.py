@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny, topologies
+from configs import mixtures, tiny, topologies
 
 STEPS = 175_000
 BATCH = 163_840
@@ -110,9 +110,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.init.new_ok = (r"vision/.*", r"clip_projector/.*", r"text_projection", r"logit_scale")
     config.data = dict(
-        dataset="data/stage1",
+        mixture=mixtures.mixture("data/stage1", mixtures.PAIRS),
+        order="window",
+        lanes=512,
         tokenizer="data/tokenizer.model",
-        languages=("en", "zh", "ja", "ar", "it"),
         crop_scale=(0.5, 1.0),
         threads=16,
     )
@@ -163,6 +164,7 @@ def _colab(config: ConfigDict) -> None:
     )
     config.optim.warmup = 1000.0
     config.train.update(steps=steps, global_batch=256, keep_every=0)
+    config.data.update(order="global", lanes=1, threads=2)
     config.init = dict()
     config.topology = "v5e:1x1"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny, topologies
+from configs import mixtures, tiny, topologies
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
 TRAIN_ALL = ("(?!qllama/lm_head)",)  # everything that the retrieval loss reaches
@@ -93,9 +93,10 @@ def get_config(arg: str = "") -> ConfigDict:
         new_ok=(r"query_tokens", r".*/cross/.*", r"clip_projector2/.*", r"itm_.*"),
     )
     config.data = dict(
-        dataset="data/stage2",
+        mixture=mixtures.mixture("data/stage2", mixtures.PAIRS),
+        order="window",
+        lanes=512,
         tokenizer="data/tokenizer.model",
-        languages=("en", "zh"),
         crop_scale=(0.5, 1.0),
         threads=16,
     )
@@ -119,7 +120,9 @@ def _retrieval(config: ConfigDict) -> None:
         steps=10 * 29_000 // 1024, global_batch=1024, eval_every=100, save_every=100
     )
     config.init = dict(sources=(dict(path="runs/stage2"),))
-    config.data.update(dataset="data/flickr30k", languages=("en",), flip=0.5)
+    config.data = dict(
+        dataset="data/flickr30k", tokenizer="data/tokenizer.model", crop_scale=(0.5, 1.0), flip=0.5
+    )
 
 
 def _tiny(config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import tiny, topologies
+from configs import mixtures, tiny, topologies
 
 TRAIN_MLP = ("projector/", "query_projector/")
 TRAIN_MLP_AND_LLM = (*TRAIN_MLP, "llm/")
@@ -105,11 +105,17 @@ def get_config(arg: str = "") -> ConfigDict:
         if first:
             config.init.dropped_ok = tower
     config.data = dict(
-        dataset="data/stage3",
+        dataset="data/stage3/pretrain558k",
         tokenizer="data/vicuna/tokenizer.model",
         template="plain" if first else "vicuna_v1",
+        # A crop could cut off what is asked for, and would move boxes.
+        crop_scale=(),
+        resize="pad",
         threads=16,
     )
+    if not first:
+        names = mixtures.INSTRUCTIONS if "qllama" in arguments else mixtures.LLAVA
+        config.data.mixture = mixtures.mixture("data/stage3", names)
     for name in sorted(arguments & set(TOPOLOGIES)):
         topologies.apply(config, name, TOPOLOGIES[name])
     if "tiny" in arguments:

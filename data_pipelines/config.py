@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.image import RESIZES
 from internvl_jax.batch import LANGUAGES, TEMPLATES
+from internvl_jax.config import build
 
 QUESTIONS = ("which", "is", "what", "language")
 """Kinds of generated questions, in the order in which a conversation asks them: what is to be seen
@@ -177,39 +177,10 @@ def as_data_config(values: Any) -> DataConfig:
         The frozen config.
 
     Raises:
-        ValueError: if a name is unknown or a value is out of its range.
+        ConfigError: if a name is unknown or a value is out of its range.
     """
     if isinstance(values, DataConfig):
         return values
-    settings: dict[str, Any] = (
-        {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-        if dataclasses.is_dataclass(values)
-        else {**values}
-    )
-    known = [field.name for field in dataclasses.fields(DataConfig)]
-    for name, value in settings.items():
-        if isinstance(value, list):
-            settings[name] = tuple(value)
-        if name == "mixture":
-            settings[name] = {part: _part(part, value[part]) for part in value}
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise ValueError(f"data.{name} is no setting; did you mean {' or '.join(near)}?")
-    return DataConfig(**settings)
-
-
-def _part(name: str, given: Any) -> Part:
-    if isinstance(given, Part):
-        return given
-    known = [field.name for field in dataclasses.fields(Part)]
-    values = {**given}
-    for setting, value in values.items():
-        if setting not in known:
-            raise ValueError(
-                f"data.mixture.{name}.{setting} is no setting; choose from {', '.join(known)}."
-            )
-        if isinstance(value, list | tuple):
-            values[setting] = tuple((int(step), float(weight)) for step, weight in value)
-    if "path" not in values:
-        raise ValueError(f"data.mixture.{name} has no path; give the folder of a corpus.")
-    return Part(**values)
+    if dataclasses.is_dataclass(values):
+        values = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    return build(DataConfig, values, "config.data")

@@ -1,158 +1,196 @@
-"""Look at what a stage is fed: ``python -m data_pipelines.inspect contrastive --out sheet.png``.
+"""Look at what a stage is fed: ``python -m data_pipelines.inspect --config=configs/FILE.py[:arg]``.
 
-Prints the texts of some batches and saves their pictures as a contact sheet; each picture bears
-its number in the print and its concept's English name. ``vendors`` shows every vendor's drawing of
-some concepts side by side instead.
+Draws a page of examples as the model will see them: pictures after cropping and resizing, every
+token of every row, what of it is learned, and which records were bad. Settings are changed with
+--config.data.name=value, as for training.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import base64
+import html
 import pathlib
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.config import DataConfig
-from data_pipelines.datasets import Dataset, open_dataset, tokenizer_of
-from data_pipelines.image import decode, resize_square
-from data_pipelines.pipeline import make_pipeline
+from data_pipelines.config import as_data_config
+from data_pipelines.image import encode_png
+from data_pipelines.mixture import Drawn
+from data_pipelines.pipeline import HostBatch, Pipeline, make_pipeline, open_tokenizer
 from data_pipelines.text import Tokenizer
-from internvl_jax.batch import IGNORE, STAGES
+from internvl_jax.batch import IGNORE, IMAGE_TOKEN
+from internvl_jax.config import ConfigError, run
 
-CELL, LINE = 96, 14
-
-
-def contact_sheet(pictures: list[np.ndarray], titles: list[str], columns: int = 8) -> Image.Image:
-    """Lays pictures out in rows with a line of text below each.
-
-    Args:
-        pictures: [S,S,3] uint8 each.
-        titles: one for each.
-        columns: pictures in a row.
-
-    Returns:
-        The sheet.
-    """
-    rows = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (CELL + 4), rows * (CELL + LINE + 4)), "lightgray")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    for i, (pixels, title) in enumerate(zip(pictures, titles)):
-        left, top = i % columns * (CELL + 4) + 2, i // columns * (CELL + LINE + 4) + 2
-        image = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
-        sheet.paste(image, (left, top))
-        # Pillow's own font has no other scripts.
-        pen.text((left, top + CELL), title.encode("ascii", "replace")[:18], "black", font)
-    return sheet
+STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; color: #222 }
+h1 { font-size: 1.4rem } table { border-collapse: collapse } th { font-weight: 600 }
+td, th { padding: .1rem .8rem .1rem 0; text-align: left } td.n, th.n { text-align: right }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(360px, 1fr)); gap: 1rem }
+.card { border: 1px solid #ddd; border-radius: 6px; padding: .8rem; overflow-wrap: anywhere }
+.card.bad { border-color: #c33 } .card img { width: 112px; margin: 0 4px 4px 0 }
+.number { color: #777 } .bad .number { color: #c33 }
+.row { margin-top: .5rem } .name { color: #777; font-size: 12px }
+.t { background: #eee; border-radius: 2px; margin-right: 1px; padding: 0 1px }
+.t.odd { background: #dbe6f2 } .t.learned { background: #cdeac0 } .t.special { color: #a33 }
+.t.image { background: #333; color: #fff; padding: 0 4px } .pads { color: #999 }
+"""
 
 
-def show_vendors(dataset: Dataset, count: int, start: int) -> Image.Image:
-    """Every drawing of some concepts, one concept a row.
+def page(
+    pipeline: Pipeline, tokenizer: Tokenizer, *, title: str, step: int, examples: int, steps: int
+) -> str:
+    """Draws the examples of one step.
 
     Args:
-        dataset: the set.
-        count: concepts.
-        start: the first one.
+        pipeline: of one host.
+        tokenizer: that its rows were made with.
+        title: heading of the page.
+        step: which.
+        examples: how many at most.
+        steps: of the run, for how often it sees what.
 
     Returns:
-        The sheet.
+        A page that needs no other file.
+
+    Raises:
+        BadRecordsError: if an example cannot be made.
     """
-    vendors = sorted(set(dataset.vendor))
-    pictures, titles = [], []
-    for number in range(start, min(start + count, len(dataset.concepts))):
-        drawn = {dataset.vendor[r]: int(r) for r in np.flatnonzero(dataset.concept == number)}
-        for vendor in vendors:
-            blank = np.full((CELL, CELL, 3), 128, np.uint8)
-            found = vendor in drawn
-            pictures.append(decode(dataset.pictures[drawn[vendor]]) if found else blank)
-            titles.append(f"{vendor[:3]} {dataset.concepts[number].names.get('en', '')}")
-    return contact_sheet(pictures, titles, columns=2 * len(vendors))
-
-
-def show_stage(config: DataConfig, stage: str, batches: int, seed: int, split: str):
-    """Prints a stage's texts and collects its pictures.
-
-    Args:
-        config: the data settings.
-        stage: one of `STAGES`.
-        batches: of eight examples.
-        seed: of the pipeline.
-        split: "train" or "validation".
-
-    Returns:
-        The sheet, or None for a stage of texts alone.
-    """
-    dataset = open_dataset(config.dataset, config.data_dir)
-    path = config.tokenizer or tokenizer_of(config.dataset, config.data_dir)
-    tokenizer = Tokenizer(path)
-    pipeline = make_pipeline(config, stage, global_batch=8, seed=seed, split=split)
-    pictures, titles = [], []
-    for step in range(batches):
-        host = pipeline.batch(step)
-        for i, record in enumerate(host.records):
-            number = step * 8 + i
-            concept = record if stage == "language" else dataset.concept[record]
-            vendor = "" if stage == "language" else dataset.vendor[record]
-            print(f"{number} record {record} {vendor} {dataset.concepts[concept].key}")
-            for name, values in host.arrays.items():
-                if values.dtype == np.int32 and values.ndim == 2:
-                    row = values[i]
-                    used = int(np.count_nonzero(row != tokenizer.pad_id))
-                    shown = row[row != IGNORE] if name == "labels" else row
-                    count = len(shown) if name == "labels" else used
-                    print(f"    {name:10} {count:3} {tokenizer.decode(shown)!r}")
-            if "image" in host.arrays:
-                pixels = host.arrays["image"][i]
-                pictures.append(resize_square(pixels[0] if pixels.ndim == 4 else pixels, CELL))
-                titles.append(f"{number} {dataset.concepts[concept].names.get('en', '')}")
-    return contact_sheet(pictures, titles) if pictures else None
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Args:
-        arguments: instead of those of the process.
-
-    Returns:
-        The exit code: 0 done, 78 if something is missing or wrong.
-    """
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.inspect", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "vendors"))
-    parser.add_argument("--dataset", default="emoji")
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--tokenizer", default="", help="default: the one built with the set")
-    parser.add_argument("--image_size", type=int, default=40)
-    parser.add_argument("--text_length", type=int, default=0, help="default: 24, finetune 160")
-    parser.add_argument("--visual_tokens", type=int, default=4)
-    parser.add_argument("--split", default="train", choices=("train", "validation"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=4, help="of eight examples (or concepts)")
-    parser.add_argument("--start", type=int, default=0, help="first concept of vendors")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("contact_sheet.png"))
-    options = vars(parser.parse_args(arguments))
-    fields = {field.name for field in dataclasses.fields(DataConfig)}
-    options["text_length"] = options["text_length"] or (
-        160 if options["stage"] == "finetune" else 24
+    batch = pipeline.batch(step)
+    count = min(examples, len(batch.records))
+    cards = "".join(_card(batch, i, tokenizer) for i in range(count))
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}, step {step}</h1>"
+        f"{_parts(pipeline.drawn(steps), steps)}{_summary(batch)}<p>Learned tokens are "
+        "<span class='t learned'>green</span>; the texts of a row, where it holds several, "
+        "alternate in colour.</p>"
+        f"<div class=grid>{cards}</div></html>"
     )
+
+
+def _parts(parts: Iterable[Drawn], steps: int) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(part.name)}<td class=n>{part.records:,}<td class=n>"
+        f"{part.examples:,}<td class=n>{part.times:.3g}"
+        for part in parts
+    )
+    head = "<tr><th>part<th class=n>units<th class=n>examples<th class=n>each seen, times"
+    return f"<p>In {steps:,} steps:</p><table>{head}{rows}</table>"
+
+
+def _summary(batch: HostBatch) -> str:
+    bad = ", ".join(f"{html.escape(name)} {count}" for name, count in batch.reasons.items())
+    said = [f"{len(batch.records)} examples, bad records: {bad or 'none'}"]
+    for name, ids in batch.arrays.items():
+        used = _used(batch, name)
+        if used is not None:
+            said.append(f"{name}: {100 * used.mean():.0f} % of {ids.shape[1]} tokens used")
+    if "labels" in batch.arrays:
+        share = (batch.arrays["labels"] != IGNORE).mean()
+        said.append(f"{100 * share:.0f} % learned")
+    return f"<p>{'; '.join(said)}.</p>"
+
+
+def _used(batch: HostBatch, name: str) -> np.ndarray | None:
+    """[B,T] where a row has tokens; None for what is no row of tokens."""
+    arrays = batch.arrays
+    if f"{name}_mask" in arrays:
+        return arrays[f"{name}_mask"]
+    return arrays["segment"] > 0 if name == "text" and "segment" in arrays else None
+
+
+def _card(batch: HostBatch, i: int, tokenizer: Tokenizer) -> str:
+    arrays = batch.arrays
+    pictures = []
+    if "image" in arrays:
+        image = arrays["image"][i]
+        pictures = [slot for slot in (image if image.ndim == 4 else image[None]) if slot.any()]
+    shown = "".join(
+        f"<img alt='' src='data:image/png;base64,{base64.b64encode(encode_png(p)).decode()}'>"
+        for p in pictures
+    )
+    valid = bool(batch.valid[i])
+    note = "" if valid else ", in place of a bad one"
+    rows = "".join(
+        f"<div class=row><div class=name>{name}</div>{_tokens(batch, name, i, used, tokenizer)}"
+        "</div>"
+        for name in arrays
+        if (used := _used(batch, name)) is not None
+    )
+    return (
+        f"<div class='card{'' if valid else ' bad'}'><div class=number>{i}: record "
+        f"{batch.records[i]}{note}</div>{shown}{rows}</div>"
+    )
+
+
+def _tokens(batch: HostBatch, name: str, i: int, used: np.ndarray, tokenizer: Tokenizer) -> str:
+    ids, labels = batch.arrays[name][i], batch.arrays.get("labels")
+    segment = batch.arrays.get("segment")
+    out, visual = [], 0
+    for t in range(int(used[i].sum()) + 1):
+        here = t < int(used[i].sum())
+        if here and ids[t] == IMAGE_TOKEN:
+            visual += 1
+            continue
+        if visual:
+            out.append(f"<span class='t image'>picture × {visual}</span>")
+            visual = 0
+        if not here:
+            break
+        kinds = ["t"]
+        kinds += ["learned"] if name == "text" and labels is not None and labels[i, t] >= 0 else []
+        kinds += ["odd"] if segment is not None and segment[i, t] % 2 == 0 else []
+        kinds += ["special"] if ids[t] in (tokenizer.bos_id, tokenizer.eos_id) else []
+        piece = html.escape(tokenizer.piece(int(ids[t]))).replace("\n", "⏎")
+        out.append(f"<span class='{' '.join(kinds)}'>{piece}</span>")
+    pads = len(ids) - int(used[i].sum())
+    return "".join(out) + (f" <span class=pads>+ {pads} pads</span>" if pads else "")
+
+
+def _main(config: Any, flags: Any) -> int:
+    stage, batch = config.stage, config.train.global_batch
+    data: dict[str, Any] = {**config.data}
+    for name in ("image_size", "text_length", "image_slots"):
+        if name in stage:
+            data[name] = stage[name]
+    data["visual_tokens"] = flags.visual_tokens
+    # The slice of as many hosts as leave one the examples that are asked for, or few more.
+    most = max(batch // flags.examples, 1)
+    hosts = max(count for count in range(1, most + 1) if batch % count == 0)
     try:
-        config = DataConfig(**{name: options[name] for name in fields & options.keys()})
-        if options["stage"] == "vendors":
-            dataset = open_dataset(config.dataset, config.data_dir)
-            sheet = show_vendors(dataset, options["batches"] * 8, options["start"])
-        else:
-            stage, batches = options["stage"], options["batches"]
-            sheet = show_stage(config, stage, batches, options["seed"], options["split"])
+        pipeline = make_pipeline(
+            data,
+            stage.name,
+            global_batch=batch,
+            seed=config.get("seed", 0),
+            split=flags.split,
+            process_count=hosts,
+        )
+        text = page(
+            pipeline,
+            open_tokenizer(as_data_config(data)),
+            title=f"{stage.name}, {flags.split}",
+            step=flags.step,
+            examples=flags.examples,
+            steps=config.train.steps,
+        )
+        pathlib.Path(flags.out).write_text(text, "utf-8")
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"{options['dataset']}: {error}", file=sys.stderr)
-        return 78
-    if sheet is not None:
-        sheet.save(options["out"])
-        print(f"saved {options['out']}")
+        raise ConfigError(str(error)) from error
+    print(f"saved {flags.out}")
     return 0
 
 
+def _flags(flags: Any) -> None:
+    flags.DEFINE_integer("examples", 24, "How many to draw.", lower_bound=1)
+    flags.DEFINE_integer("step", 0, "Of which step.", lower_bound=0)
+    flags.DEFINE_enum("split", "train", ["train", "validation"], "Of which split.")
+    flags.DEFINE_integer("visual_tokens", 16, "Tokens that a picture takes (finetune).")
+    flags.DEFINE_string("out", "inspect.html", "Where the page goes.")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(_main, _flags))

@@ -306,6 +306,24 @@ class Pipeline:
             self._open.pop().close()
 
 
+def open_tokenizer(config: DataConfig) -> Tokenizer:
+    """The tokenizer that the settings name, or that was built with the (first) set.
+
+    Args:
+        config: the data settings.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: if it is none, or not of the model's vocabulary.
+        FileNotFoundError: if it is missing.
+    """
+    paths = [part.path for part in config.mixture.values()] or [config.dataset]
+    model = config.tokenizer or tokenizer_of(paths[0], config.data_dir)
+    return Tokenizer(model, vocab_size=config.vocab_size or None)
+
+
 def make_pipeline(
     data_config: Any,
     stage: str,
@@ -350,8 +368,7 @@ def make_pipeline(
         image_slots=config.image_slots,
     )
     parts = config.mixture or {"dataset": Part(config.dataset)}
-    model = config.tokenizer or tokenizer_of(next(iter(parts.values())).path, config.data_dir)
-    tokenizer = Tokenizer(model, vocab_size=config.vocab_size or None)
+    tokenizer = open_tokenizer(config)
     builder = make_builder(stage, config, tokenizer)
     sets: dict[str, tuple[Set, Sequence[tuple[int, float]]]] = {}
     for name, part in parts.items():

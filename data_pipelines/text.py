@@ -161,6 +161,19 @@ class Tokenizer:
         mask = np.stack([row[1] for row in rows]) if rows else np.zeros((0, length), np.bool_)
         return ids, mask
 
+    def piece(self, token: int) -> str:
+        """What an id stands for, for people to read.
+
+        Args:
+            token: any integer.
+
+        Returns:
+            The piece with spaces instead of "▁", or "⟨id⟩" where the file has none.
+        """
+        if not 0 <= token < self._model.get_piece_size():
+            return f"⟨{token}⟩"
+        return self._model.id_to_piece(token).replace("▁", " ")
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of ids; special ids, image tokens and ids beyond the file are left out.
 

@@ -96,6 +96,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             for i, (a, v) in enumerate(zip(args, value, strict=True))
         )
     if origin in (dict, Mapping) or hint in (dict, Mapping):
+        if args and _is_group(args[1]):
+            return {name: _convert(args[1], value[name], f"{where}.{name}") for name in value}
         return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

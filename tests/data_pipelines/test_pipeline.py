@@ -366,7 +366,7 @@ def test_errors_are_sentences(config, tmp_path):
         )
 
     for match, call in {
-        r"data\.image_sise is no setting; did you mean image_size": {"image_sise": 3},
+        r"config\.data has no setting 'image_sise': did you mean image_size": {"image_sise": 3},
         r"data\.languages has 'xx'": {"languages": ("xx",)},
         r"data\.crop_scale must be two shares": {"crop_scale": (0, 2)},
         r"data\.flip must be between 0 and 1": {"flip": 2.0},

@@ -237,8 +237,10 @@ def test_packed_rows_hold_every_conversation_once(corpora, config, tokenizer):
 
 def test_settings_of_a_mixture_are_checked(config):
     for match, mixture in {
-        r"data\.mixture\.a\.wieght is no setting": {"a": {"path": "x", "wieght": 1}},
-        r"data\.mixture\.a has no path": {"a": {"weight": 1}},
+        r"config\.data\.mixture\.a has no setting 'wieght': did you mean weight": {
+            "a": {"path": "x", "wieght": 1}
+        },
+        r"config\.data\.mixture\.a lacks the setting\(s\) path": {"a": {"weight": 1}},
         r"must rise from 0": {"a": {"path": "x", "weight": [[5, 1.0]]}},
         r"A weight of x is negative": {"a": {"path": "x", "weight": -1.0}},
     }.items():
