@@ -5,7 +5,8 @@
 `evaluation`                held-out pictures, names and questions as arrays
 `datasets.open_dataset`     the prepared sets: ``emoji``, ``shapes``, or a folder of that format
 `text.Tokenizer`            a sentencepiece model with LLaMA's conventions; `text.train`
-`sources`                   random access to records
+`manifest.open_corpus`      a folder of your own, as `build` indexed or wrote it: samples by number
+`sources`                   random access to records of tars, ArrayRecord, parquet
 ==========================  ================================================================
 
 Tools: ``python -m data_pipelines.build``, ``python -m data_pipelines.inspect``.

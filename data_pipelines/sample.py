@@ -69,3 +69,6 @@ class BadRecordError(ValueError):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason, str(self))

@@ -305,7 +305,7 @@ def test_build_from_archives_to_pictures(data_dir):
     lines = []
     folder = build.build("emoji", data_dir, vocab_size=600, report=lines.append)
     assert folder == datasets.folder_of("emoji", data_dir)
-    assert (folder / build.ATTRIBUTION).read_text("utf-8").count("CC-BY-4.0") >= 2
+    assert (folder / build.demo.ATTRIBUTION).read_text("utf-8").count("CC-BY-4.0") >= 2
     dataset = datasets.open_dataset("emoji", data_dir)
     colours = {"noto": (255, 0, 0), "twemoji": (0, 128, 0), "emojione": (0, 0, 255)}
     colours["fluent"] = (255, 165, 0)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import pickle
 
+import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from data_pipelines.sources import Source
+from data_pipelines.sample import BadRecordError
+from data_pipelines.sources import BadShardError, Source
 from data_pipelines.sources.array_record import ArrayRecordSource
 from data_pipelines.sources.memory import MemorySource
-from data_pipelines.sources.tfds import parse
+from data_pipelines.sources.tfds import ExampleSource, parse, serialize
 
 
 @pytest.fixture
@@ -53,6 +56,53 @@ def test_missing_and_changed_files_are_named(files):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="part-1 is missing; build the data set again"):
         ArrayRecordSource(files)[5]
+
+
+def test_open_files_are_bounded(files):
+    before = len(os.listdir("/proc/self/fd"))
+    source = ArrayRecordSource(files * 50, open_files=4)
+    numbers = np.random.default_rng(0).permutation(len(source)).tolist()
+    assert len(source) == 1800
+    for i in numbers:
+        assert source[i] == f"record {i % 36}".encode()
+        assert len(os.listdir("/proc/self/fd")) <= before + 5
+    source.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_broken_files_and_records(files, tmp_path):
+    path = tmp_path / "long"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for i in range(20):
+        writer.write(bytes([i]) * 10_000)
+    writer.close()
+    data = bytearray(path.read_bytes())
+    data[105_000:105_100] = bytes(100)
+    path.write_bytes(data)
+    reasons = []
+    for i in range(20):
+        try:
+            assert ArrayRecordSource([(path, 20)])[i] == bytes([i]) * 10_000
+        except BadRecordError as error:
+            reasons.append(error.reason)
+    assert reasons == ["broken"]
+    for torn in (b"", b"x" * 70_000, bytes(data[:150_000])):
+        path.write_bytes(torn)
+        with pytest.raises(BadShardError, match="long cannot be read as ArrayRecord"):
+            ArrayRecordSource([(path, 20)])[0]
+
+
+def test_fields_of_examples():
+    record = serialize({"image": [b"a", b"b"], "caption": ["é".encode()], "language": []})
+    source = ExampleSource(MemorySource([record, b"\xff\xff"]))
+    assert source[0] == {"image": [b"a", b"b"], "caption": "é".encode(), "language": None}
+    with pytest.raises(BadRecordError, match=r"no tf\.train\.Example"):
+        source[1]
+
+
+def test_bad_shards_travel_between_processes():
+    error = pickle.loads(pickle.dumps(BadShardError("a sentence.")))
+    assert (error.reason, str(error)) == ("shard", "a sentence.")
 
 
 def test_memory():

@@ -1,4 +1,4 @@
-"""Builds a data set: ``python -m data_pipelines.build emoji --data_dir DIR``.
+"""Builds the demo's sets: ``python -m data_pipelines.build emoji --data_dir DIR``.
 
 Fetches what is missing, draws, writes ArrayRecord through TFDS, trains the tokenizer on the
 training concepts' texts. Done work is kept: a second run checks and returns, an interrupted one
@@ -7,7 +7,6 @@ fetches nothing twice.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import pathlib
@@ -128,30 +127,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         tfds.enable_progress_bar()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Args:
-        arguments: instead of those of the process.
-
-    Returns:
-        The exit code: 0 done, 78 if something is missing or wrong.
-    """
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.build", description=__doc__)
-    parser.add_argument("dataset", choices=("emoji", "shapes"))
-    parser.add_argument("--data_dir", default="data", help="where sets are built (default: data)")
-    parser.add_argument("--vocab_size", type=int, default=VOCAB_SIZE, help="of the tokenizer")
-    options = parser.parse_args(arguments)
-    try:
-        folder = build(options.dataset, options.data_dir, vocab_size=options.vocab_size)
-    except (RuntimeError, OSError, ValueError) as error:
-        print(f"{options.dataset}: {error}", file=sys.stderr)
-        return 78
-    print(f"{options.dataset}: ready in {folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
