@@ -105,7 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
         if first:
             config.init.dropped_ok = tower
     config.data = dict(
-        dataset="data/stage3/pretrain558k",
+        dataset="data/stage3/pretrain558k" if first else "",
         tokenizer="data/vicuna/tokenizer.model",
         template="plain" if first else "vicuna_v1",
         # A crop could cut off what is asked for, and would move boxes.

@@ -64,7 +64,7 @@ class DataConfig:
 
     Attributes:
         dataset: "emoji", "shapes", or the folder of a prepared set or corpus.
-        mixture: several of them instead: name -> `Part`. The name seeds a part's order, so that
+        mixture: several of them: name -> `Part`; what ``dataset`` names goes before. The name seeds a part's order, so that
             parts of one size do not walk in step; a part added later leaves the others' order.
         order: "global" draws from all records alike; "window" reads shard after shard, as object
             stores like it (`shuffle.WindowOrder`).
@@ -100,7 +100,7 @@ class DataConfig:
         cache_bytes: memory for decoded pictures.
     """
 
-    dataset: str = "emoji"
+    dataset: str = ""
     mixture: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     order: str = "global"
     window: int = 8192
@@ -129,7 +129,16 @@ class DataConfig:
     prefetch: int = 4
     cache_bytes: int = 256 << 20
 
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """What is drawn from, by name."""
+        return {"dataset": Part(self.dataset)} if self.dataset else self.mixture
+
     def __post_init__(self):
+        _require(
+            bool(self.dataset or self.mixture),
+            "Neither data.dataset nor data.mixture names any data; give the folder of a corpus.",
+        )
         _require(bool(self.languages), "data.languages is empty; name at least one language.")
         for language in self.languages:
             _require(

@@ -58,7 +58,7 @@ def _write(folder: str, tokenizer_path: str, template: str) -> str:
             left = (len(corpus) - done) / rate
             print(f"{done} of {len(corpus)}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr)
 
-    config = DataConfig(template=template, text_length=1 << 20)
+    config = DataConfig(dataset=folder, template=template, text_length=1 << 20)
     lengths = measure(corpus, config, tokenizer, report)
     used = int((lengths[:, 0] > 0).sum())
     tokens = int(lengths[:, 0].sum())

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig, Part, as_data_config
+from data_pipelines.config import DataConfig, as_data_config
 from data_pipelines.datasets import tokenizer_of
 from data_pipelines.examples import Builder, make_builder
 from data_pipelines.image import RESIZES, decode, random_resized_crop
@@ -319,8 +319,8 @@ def open_tokenizer(config: DataConfig) -> Tokenizer:
         ValueError: if it is none, or not of the model's vocabulary.
         FileNotFoundError: if it is missing.
     """
-    paths = [part.path for part in config.mixture.values()] or [config.dataset]
-    model = config.tokenizer or tokenizer_of(paths[0], config.data_dir)
+    first = next(iter(config.parts.values()))
+    model = config.tokenizer or tokenizer_of(first.path, config.data_dir)
     return Tokenizer(model, vocab_size=config.vocab_size or None)
 
 
@@ -367,7 +367,7 @@ def make_pipeline(
         image_size=config.image_size,
         image_slots=config.image_slots,
     )
-    parts = config.mixture or {"dataset": Part(config.dataset)}
+    parts = config.parts
     tokenizer = open_tokenizer(config)
     builder = make_builder(stage, config, tokenizer)
     sets: dict[str, tuple[Set, Sequence[tuple[int, float]]]] = {}

@@ -72,7 +72,7 @@ def pair(samples: Sequence[Sample], images: Sequence[np.ndarray], rng: np.random
     """
     (sample,) = samples
     if not images:
-        raise BadRecordError("no picture", f"{sample.key} has no picture.")
+        raise BadRecordError("missing image", f"{sample.key} has no picture.")
     return images[0], one_caption(sample, rng)
 
 
@@ -90,7 +90,7 @@ def one_caption(sample: Sample, rng: np.random.Generator) -> Caption:
         BadRecordError: if there is none.
     """
     if not sample.captions:
-        raise BadRecordError("no caption", f"{sample.key} has no caption.")
+        raise BadRecordError("missing caption", f"{sample.key} has no caption.")
     return sample.captions[int(rng.integers(len(sample.captions)))]
 
 

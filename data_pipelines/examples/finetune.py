@@ -35,7 +35,7 @@ class FinetuneBuilder:
         config, S = self.config, self.config.image_size
         if len(images) > config.image_slots:
             raise BadRecordError(
-                "too many pictures",
+                "too many images",
                 f"{samples[0].key} has {len(images)} pictures, more than the {config.image_slots} "
                 "of stage.image_slots.",
             )
@@ -68,11 +68,11 @@ class FinetuneBuilder:
         """
         turns = sample.turns
         if len(turns) < 2:
-            raise BadRecordError("no conversation", f"{sample.key} has no question and answer.")
+            raise BadRecordError("conversation", f"{sample.key} has no question and answer.")
         asked = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in turns)
         if asked != len(sample.images):
             raise BadRecordError(
-                "pictures differ",
+                "image count",
                 f"{sample.key} has {len(sample.images)} pictures but {asked} times "
                 f"{IMAGE_PLACEHOLDER}.",
             )
@@ -103,7 +103,7 @@ class FinetuneBuilder:
                 [{"from": turn.role, "value": turn.value} for turn in turns]
             )
         except ValueError as error:
-            raise BadRecordError("turns", str(error)) from error
+            raise BadRecordError("conversation", str(error)) from error
         return tokenize(
             segments,
             self.tokenizer.ids,

@@ -172,8 +172,8 @@ def test_bad_records_are_substituted_and_counted_by_reason(corpora, config):
     config["mixture"] = {"one": {"path": "one"}}
     batch = make_pipeline(config, "contrastive", global_batch=60, seed=0).batch(0)
     assert (~batch.valid).sum() == 4 and not {3, 11, 20, 21} & set(batch.records.tolist())
-    assert batch.reasons["shard"] == batch.reasons["no caption"] == 1
-    assert batch.reasons["no picture"] == 1 and sum(batch.reasons.values()) == 4
+    assert batch.reasons["shard"] == batch.reasons["missing caption"] == 1
+    assert batch.reasons["missing image"] == 1 and sum(batch.reasons.values()) == 4
 
 
 def test_conversations_with_many_pictures_and_none(corpora, config, tokenizer):
@@ -183,7 +183,7 @@ def test_conversations_with_many_pictures_and_none(corpora, config, tokenizer):
     config["mixture"] = {"one": {"path": "one"}}
     batch = make_pipeline(config, "finetune", global_batch=5, seed=0).batch(0)
     reasons = dict(batch.reasons)
-    assert reasons == {"too many pictures": 1, "pictures differ": 1}
+    assert reasons == {"too many images": 1, "image count": 1}
     for image, text, segment, labels, record in zip(
         *(batch.arrays[name] for name in ("image", "text", "segment", "labels")), batch.records
     ):
