@@ -110,6 +110,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.init.new_ok = (r"vision/.*", r"clip_projector/.*", r"text_projection", r"logit_scale")
     config.data = dict(
+        dataset="",
         mixture=mixtures.mixture("data/stage1", mixtures.PAIRS),
         order="window",
         lanes=512,

@@ -93,6 +93,7 @@ def get_config(arg: str = "") -> ConfigDict:
         new_ok=(r"query_tokens", r".*/cross/.*", r"clip_projector2/.*", r"itm_.*"),
     )
     config.data = dict(
+        dataset="",
         mixture=mixtures.mixture("data/stage2", mixtures.PAIRS),
         order="window",
         lanes=512,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.image import RESIZES
+from data_pipelines.image import RESIZES, Resample
 from internvl_jax.batch import LANGUAGES, TEMPLATES
 from internvl_jax.config import build
 
@@ -64,8 +64,9 @@ class DataConfig:
 
     Attributes:
         dataset: "emoji", "shapes", or the folder of a prepared set or corpus.
-        mixture: several of them: name -> `Part`; what ``dataset`` names goes before. The name seeds a part's order, so that
-            parts of one size do not walk in step; a part added later leaves the others' order.
+        mixture: several of them: name -> `Part`; not used where ``dataset`` names one. The name
+            seeds a part's order, so that parts of one size do not walk in step, and a part added
+            later leaves the others' order.
         order: "global" draws from all records alike; "window" reads shard after shard, as object
             stores like it (`shuffle.WindowOrder`).
         window: records that are shuffled with each other in a window.
@@ -76,6 +77,7 @@ class DataConfig:
         tokenizer: path of a sentencepiece model; "" is the one trained with the set.
         vocab_size: rows of the text embedding, checked against the tokenizer; 0 takes any.
         image_size: side S of a picture in pixels.
+        canvas: side C of canvases that the device crops pictures from; 0 crops them on the host.
         text_length: tokens per row T.
         languages: languages of captions, drawn evenly.
         prefix_share: share of the contrastive stage's captions that come after "summarize:". The
@@ -94,7 +96,8 @@ class DataConfig:
             crop_ratio (1, 1) keeps square pictures whole, () resizes them without a crop.
         crop_ratio: least and greatest width / height of the crop.
         flip: chance of a mirror image.
-        resize: how pictures are resized where they are not cropped: "square" or "center".
+        resize: how pictures are resized where they are not cropped: "square", "center" or "pad".
+        resample: of training pictures: "fast", or "exact" as in evaluation (`image`).
         threads: that prepare batches ahead.
         prefetch: batches held ready.
         cache_bytes: memory for decoded pictures.
@@ -110,6 +113,7 @@ class DataConfig:
     tokenizer: str = ""
     vocab_size: int = 0
     image_size: int = 40
+    canvas: int = 0
     text_length: int = 24
     languages: tuple[str, ...] = ("en", "zh", "ja", "ar", "it")
     prefix_share: float = 1.0
@@ -125,6 +129,7 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     resize: str = "square"
+    resample: Resample = "fast"
     threads: int = 1
     prefetch: int = 4
     cache_bytes: int = 256 << 20
@@ -163,6 +168,11 @@ class DataConfig:
             _require(0 <= getattr(self, field) <= 1, f"data.{field} must be between 0 and 1.")
         _require(
             self.resize in RESIZES, f"data.resize must be one of {', '.join(sorted(RESIZES))}."
+        )
+        _require(
+            not self.canvas or bool(self.crop_scale) or self.resize == "square",
+            f"On a canvas pictures are resized whole, not as data.resize={self.resize}: set "
+            "stage.canvas to 0.",
         )
         _require(
             self.template in TEMPLATES,

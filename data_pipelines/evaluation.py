@@ -84,7 +84,8 @@ def gallery(
     records = [r for r in dataset.splits[split] if int(dataset.concept[r]) in place]
     records.sort(key=lambda record: place[int(dataset.concept[record])])
     size, resize = config.image_size, RESIZES[config.resize]
-    images = [resize(decode(dataset.pictures[int(record)]), size) for record in records]
+    pictures = (decode(dataset.pictures[int(record)]) for record in records)
+    images = [resize(pixels, size, resample="exact") for pixels in pictures]
     concepts = tuple(dataset.concepts[number] for number in numbers)
     return Gallery(
         images=np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8),

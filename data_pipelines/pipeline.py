@@ -21,7 +21,14 @@ import numpy as np
 from data_pipelines.config import DataConfig, as_data_config
 from data_pipelines.datasets import tokenizer_of
 from data_pipelines.examples import Builder, make_builder
-from data_pipelines.image import RESIZES, decode, random_resized_crop
+from data_pipelines.image import (
+    RESIZES,
+    Resample,
+    canvas,
+    crop_box,
+    decode,
+    random_resized_crop,
+)
 from data_pipelines.mixture import Drawn, Mixture
 from data_pipelines.sample import BadRecordError
 from data_pipelines.sets import Set, open_set
@@ -31,6 +38,7 @@ from internvl_jax import batch as batches
 
 ATTEMPTS = 8
 STEPS = 1 << 31  # an upper bound; Grain wants a length
+NO_CROP = np.asarray((0, 0, 1, 1, 0), np.float32)
 
 
 class BadRecordsError(RuntimeError):
@@ -82,7 +90,7 @@ class Examples:
         *,
         global_batch: int,
         seed: int,
-        augment: bool,
+        training: bool,
     ):
         """Puts an example together from its parts.
 
@@ -92,14 +100,14 @@ class Examples:
             config: the data settings.
             global_batch: examples per step over all hosts.
             seed: of all randomness.
-            augment: crop and mirror at random, or resize only.
+            training: crop and mirror at random where the config says so; else resize exactly.
 
         Raises:
             ValueError: if weights or lanes do not fit.
         """
         self.names, self.sets = tuple(parts), tuple(source for source, _ in parts.values())
         self.builder, self.config = builder, config
-        self.seed, self.augment = seed, augment and bool(config.crop_scale)
+        self.seed, self.training = seed, training
         self.mixture = Mixture(
             [weights for _, weights in parts.values()],
             seed=seed,
@@ -132,31 +140,47 @@ class Examples:
                 unit = int(rng.integers(len(source)))
             try:
                 record, samples = source.draw(unit, rng)
-                images = [self._pixels(i, rng) for sample in samples for i in sample.images]
-                arrays = self.builder(samples, images, rng)
+                encoded = [image for sample in samples for image in sample.images]
+                pictures = [self._picture(image, rng) for image in encoded]
+                arrays = self.builder(samples, [pixels for pixels, _ in pictures], rng)
             except (BadRecordError, OSError) as problem:
                 error = problem
                 reason = reason or getattr(problem, "reason", "unreadable")
                 continue
+            if self.config.canvas and "image" in arrays:
+                arrays["crop"] = _crops([box for _, box in pictures], arrays["image"])
             return Example(arrays, int(self._firsts[part]) + record, reason)
         raise BadRecordsError(
             f"Example {number}: {ATTEMPTS} records in a row of {self.names[part]} cannot be used, "
             f"the last because: {error} Build the data set again."
         )
 
-    def _pixels(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _picture(
+        self, image: bytes | np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels as the batch has them, and the crop that is left to the device."""
         config = self.config
         pixels = decode(image) if isinstance(image, bytes) else image
-        if not self.augment:
-            return RESIZES[config.resize](pixels, config.image_size)
-        return random_resized_crop(
-            pixels,
-            config.image_size,
-            rng,
-            scale=config.crop_scale,
-            ratio=config.crop_ratio,
-            flip=config.flip,
+        resample: Resample = config.resample if self.training else "exact"
+        crop = self.training and bool(config.crop_scale)
+        how: dict[str, Any] = dict(
+            scale=config.crop_scale, ratio=config.crop_ratio, flip=config.flip
         )
+        if config.canvas:
+            pixels, (height, width) = canvas(pixels, config.canvas, resample)
+            whole = np.asarray((0, 0, height, width, 0), np.float32)
+            return pixels, crop_box(height, width, rng, **how) if crop else whole
+        if crop:
+            size = config.image_size
+            return random_resized_crop(pixels, size, rng, **how, resample=resample), NO_CROP
+        return RESIZES[config.resize](pixels, config.image_size, resample), NO_CROP
+
+
+def _crops(boxes: Sequence[np.ndarray], image: np.ndarray) -> np.ndarray:
+    """[5] of one picture, [M,5] of all slots."""
+    if image.ndim == 3:
+        return boxes[0]
+    return np.stack([*boxes, *[NO_CROP] * (len(image) - len(boxes))])
 
 
 def _order(source: Set, config: DataConfig, key: tuple[int, ...]) -> Callable[[int, int], int]:
@@ -180,16 +204,19 @@ class _HostBatches:
 
     def __getitem__(self, index: int) -> HostBatch:
         start = int(index) * self._global_batch + self._first
-        examples = [self._examples[start + place] for place in range(self._share)]
-        return HostBatch(
-            arrays={
-                name: np.stack([example.arrays[name] for example in examples])
-                for name in examples[0].arrays
-            },
-            records=np.asarray([example.record for example in examples], np.int64),
-            valid=np.asarray([not example.reason for example in examples]),
-            reasons=collections.Counter(e.reason for e in examples if e.reason),
-        )
+        arrays: dict[str, np.ndarray] = {}
+        records, reasons = np.empty(self._share, np.int64), []
+        for place in range(self._share):
+            example = self._examples[start + place]
+            for name, value in example.arrays.items():
+                if not place:
+                    arrays[name] = np.empty((self._share, *value.shape), value.dtype)
+                # Copied while the cache still holds it; stacked later it would come from memory.
+                arrays[name][place] = value
+            records[place] = example.record
+            reasons.append(example.reason)
+        valid = np.asarray([not reason for reason in reasons])
+        return HostBatch(arrays, records, valid, collections.Counter(filter(None, reasons)))
 
 
 class Pipeline:
@@ -366,6 +393,7 @@ def make_pipeline(
         text_length=config.text_length,
         image_size=config.image_size,
         image_slots=config.image_slots,
+        canvas=config.canvas,
     )
     parts = config.parts
     tokenizer = open_tokenizer(config)
@@ -381,7 +409,7 @@ def make_pipeline(
         weights = part.schedule(len(source)) if split == "train" else ((0, float(len(source))),)
         sets[name] = (source, weights)
     examples = Examples(
-        sets, builder, config, global_batch=global_batch, seed=seed, augment=split == "train"
+        sets, builder, config, global_batch=global_batch, seed=seed, training=split == "train"
     )
     return Pipeline(
         examples,

@@ -3,6 +3,8 @@
 A batch is one flat ``dict[str, array]``; axis 0 is the global batch ``B``. Token rows are int32 and
 right-padded, masks are bool, labels are int32 and **unshifted** (a label stands at the position of
 its own token; the loss shifts), images are uint8 and normalised on the device with `MEAN`, `STD`.
+Where the device crops as well, an image is a canvas [C,C,3] and ``crop`` [B,5] or [B,M,5] float32
+says what to cut out: top, left, height, width, and 1 for a mirror image.
 
 ============  ==============================================================================
 stage         arrays
@@ -70,7 +72,13 @@ def caption_prompt(language: str) -> str:
 
 
 def spec(
-    stage: str, *, batch: int, text_length: int, image_size: int = 0, image_slots: int = 1
+    stage: str,
+    *,
+    batch: int,
+    text_length: int,
+    image_size: int = 0,
+    image_slots: int = 1,
+    canvas: int = 0,
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shapes and dtypes of one stage's global batch.
 
@@ -80,6 +88,8 @@ def spec(
         text_length: tokens per row T.
         image_size: side S in pixels.
         image_slots: images per example M (finetune only).
+        canvas: side C of the canvases that stand for images, with what to crop from them; 0 where
+            the host crops.
 
     Returns:
         Array name -> (shape, dtype).
@@ -89,21 +99,25 @@ def spec(
     """
     row = (batch, text_length)
     tokens, mask = (row, np.dtype(np.int32)), (row, np.dtype(np.bool_))
-    image = ((batch, image_size, image_size, 3), np.dtype(np.uint8))
+    side = canvas or image_size
+    image = ((batch, side, side, 3), np.dtype(np.uint8))
+    crop = {"crop": ((batch, 5), np.dtype(np.float32))} if canvas else {}
     text = {"text": tokens, "text_mask": mask}
     if stage == "language":
         return {**text, "labels": tokens}
     if stage == "contrastive":
-        return {"image": image, **text}
+        return {"image": image, **crop, **text}
     if stage == "generative":
         rows = {}
         for name in ("positive", "negative", "summarize"):
             rows |= {name: tokens, f"{name}_mask": mask}
         image_id = ((batch,), np.dtype(np.int32))
-        return {"image": image, **rows, **text, "labels": tokens, "image_id": image_id}
+        return {"image": image, **crop, **rows, **text, "labels": tokens, "image_id": image_id}
     if stage == "finetune":
         slots = ((batch, image_slots, *image[0][1:]), image[1])
-        return {"image": slots, "text": tokens, "segment": tokens, "labels": tokens}
+        if canvas:
+            crop = {"crop": ((batch, image_slots, 5), np.dtype(np.float32))}
+        return {"image": slots, **crop, "text": tokens, "segment": tokens, "labels": tokens}
     raise ValueError(f"Stage {stage!r} is unknown; choose from {', '.join(STAGES)}.")
 
 

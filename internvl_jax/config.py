@@ -95,6 +95,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             _convert(a, v, f"{where}[{i}]")
             for i, (a, v) in enumerate(zip(args, value, strict=True))
         )
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{where} is {value!r}: use {' or '.join(map(str, args))}.")
     if origin in (dict, Mapping) or hint in (dict, Mapping):
         if args and _is_group(args[1]):
             return {name: _convert(args[1], value[name], f"{where}.{name}") for name in value}

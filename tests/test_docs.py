@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from internvl_jax.train.experiment import completed
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -82,8 +84,13 @@ def test_configs_load():
     mentioned = {m for page in PAGES for m in MENTIONED.findall(page.read_text(encoding="utf-8"))}
     arguments = {(name, argument) for name, argument in mentioned if argument != "STAGE"}
     assert {name for name, _ in arguments} >= {"stage1_contrastive", "stage3_finetune", "demo"}
+    tables = {"mixtures", "topologies", "tiny"}  # what configurations share
     for name, argument in sorted(arguments):
+        if name in tables or name.startswith("clean"):
+            continue
         made = config(name, argument)
+        if name.startswith("clean"):
+            continue
         assert "stage" in made or "rows" in made, (name, argument)
 
 
@@ -93,6 +100,7 @@ def test_overridden_settings_exist():
         found = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", line)
         for setting in re.findall(r"--config\.([\w.]+)=", line) if found else ():
             node = config(*found.groups(default=""))
+            node = completed(node) if "stage" in node else node
             for name in setting.split("."):
                 assert name in node, f"{setting} in: {line}"
                 node = node[name]

@@ -15,10 +15,11 @@ CODE = ("internvl_jax", "data_pipelines", "configs", "launch")
 
 # What each room of internvl_jax may take from the others; a room not named here stands on top of
 # all of them. `batch`, `chips` and `config` are leaves anyone may read, except where listed.
-LEAVES = {"batch", "chips", "config", "tree"}
+LEAVES = {"batch", "chips", "config", "crop", "tree"}
 MAY_IMPORT = {
     "batch": set(),
     "chips": set(),
+    "crop": set(),
     "tree": set(),
     "config": {"batch", "chips"},
     "sharding": LEAVES,

@@ -32,7 +32,7 @@ class FinetuneBuilder:
     def __call__(
         self, samples: Sequence[Sample], images: Sequence[np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        config, S = self.config, self.config.image_size
+        config, S = self.config, self.config.canvas or self.config.image_size
         if len(images) > config.image_slots:
             raise BadRecordError(
                 "too many images",

@@ -98,7 +98,7 @@ def lines(arguments: argparse.Namespace) -> Iterator[str]:
         try:
             pixels.append(decode(path.read_bytes()))
         except BadImageError as error:
-            raise BadImageError(f"{path}: {error}") from None
+            raise BadImageError(error.reason, f"{path}: {error}") from None
 
     stage, model, meta = pretrained.load(
         arguments.checkpoint, step=arguments.step, dtype=arguments.dtype, ema=arguments.ema
@@ -107,7 +107,7 @@ def lines(arguments: argparse.Namespace) -> Iterator[str]:
     resize = RESIZES[data.get("resize", "square")]
     images = np.zeros((len(pixels), stage.image_size, stage.image_size, 3), np.uint8)
     for i, picture in enumerate(pixels):
-        images[i] = resize(picture, stage.image_size)
+        images[i] = resize(picture, stage.image_size, resample="exact")
     key = jax.random.key(arguments.seed)
     if isinstance(model, InternVLChat):
         tokenizer = Tokenizer(arguments.tokenizer, vocab_size=model.cfg.llm.vocab_size)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from internvl_jax.losses.contrastive import sigmoid_loss, softmax_loss
-from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl import InternVL, InternVLConfig
 from internvl_jax.models.presets import internvl_c_13b_224
 from internvl_jax.sharding.rules import per_shard
@@ -73,7 +72,7 @@ class ContrastiveStage(EmbeddingStage):
     def embed(self, model: InternVL, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         random = randomness(batch, key)
         keep = None if random is None else self.kept
-        vision = model.image_tokens(normalize_images(batch["image"]), keep=keep, random=random)
+        vision = model.image_tokens(self.images(batch), keep=keep, random=random)
         return {
             "image": model.clip_projector(vision),
             "text": model.text_embedding(batch["text"], batch["text_mask"]),

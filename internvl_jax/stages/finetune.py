@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
 from internvl_jax.stages.language import label_count, next_token_mean
 from internvl_jax.stages.stage import Batch, Metrics, Stage
@@ -52,7 +51,7 @@ class FinetuneStage(Stage):
         return label_count(batch["labels"])
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        images = normalize_images(batch["image"])
+        images = self.images(batch)
         hidden = model.hidden(images, batch["text"], batch["segment"])
         return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
 

@@ -19,7 +19,6 @@ from flax import nnx
 
 from internvl_jax.losses.contrastive import softmax_loss
 from internvl_jax.losses.matching import matching_loss, sample_hard_negatives
-from internvl_jax.models.intern_vit import normalize_images
 from internvl_jax.models.internvl import InternVL, InternVLConfig, unit
 from internvl_jax.models.qllama import query_text_mask
 from internvl_jax.sharding.rules import constrain, per_shard
@@ -112,7 +111,7 @@ class GenerativeStage(Stage):
         The released code divides by each rank's own count of kept rows and splits ITM's positives
         from its negatives rank by rank; training here uses one group, the global batch.
         """
-        images = normalize_images(batch["image"])
+        images = self.images(batch)
         vision = model.image_tokens(images, random=randomness(batch, key))
         if self.hard_negatives:
             batch = {**batch, **self._mine(model, vision, batch, key)}

@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from internvl_jax import batch as batches
+from internvl_jax.crop import crop_resize
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.intern_vit import Randomness
+from internvl_jax.models.intern_vit import Randomness, normalize_images
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -35,6 +36,7 @@ class Stage(abc.ABC):
         text_length: T, length of the token rows.
         image_size: S in pixels.
         image_slots: M, images per conversation.
+        canvas: C, side of the canvases that the device crops images from; 0 crops on the host.
     """
 
     compute: Compute = Compute()
@@ -43,6 +45,7 @@ class Stage(abc.ABC):
     text_length: int = 80
     image_size: int = 224
     image_slots: int = 1
+    canvas: int = 0
 
     name: ClassVar[str]
     """Which batches the data pipeline builds for it."""
@@ -72,8 +75,18 @@ class Stage(abc.ABC):
             text_length=self.text_length,
             image_size=self.image_size,
             image_slots=self.image_slots,
+            canvas=self.canvas,
         )
         return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in spec.items()}
+
+    def images(self, batch: Batch) -> jax.Array:
+        """A batch's images [..., S, S, 3] float32, cropped where that is left to us, normalised."""
+        image = batch["image"]
+        if self.canvas:
+            canvases, S = image.reshape(-1, *image.shape[-3:]), self.image_size
+            cropped = crop_resize(canvases, batch["crop"].reshape(-1, 5), S)
+            image = cropped.reshape(*image.shape[:-3], S, S, 3)
+        return normalize_images(image)
 
     def weight(self, batch: Batch) -> jax.Array:
         """How much a microbatch counts in an accumulated mean; the examples by default."""

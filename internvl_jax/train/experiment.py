@@ -19,7 +19,14 @@ from internvl_jax.stages.registry import STAGES, stage_from_config
 from internvl_jax.stages.stage import EmbeddingStage, Stage
 from internvl_jax.train.optimizer import OptimConfig
 
-OWNED_BY_STAGE = ("image_size", "text_length", "vocab_size", "visual_tokens", "image_slots")
+OWNED_BY_STAGE = (
+    "image_size",
+    "text_length",
+    "vocab_size",
+    "visual_tokens",
+    "image_slots",
+    "canvas",
+)
 """Settings of the data pipeline that are the stage's to say (`Experiment.data_config`)."""
 
 
@@ -191,6 +198,7 @@ class Experiment:
             "image_size": stage.image_size,
             "text_length": stage.text_length,
             "vocab_size": stage.vocab_size,
+            "canvas": stage.canvas,
         }
         if isinstance(stage, FinetuneStage):
             settings["visual_tokens"] = stage.model.visual_tokens(stage.image_size)

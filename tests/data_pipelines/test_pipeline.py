@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import pickle
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from data_pipelines.sets.concepts import Concepts, Pictures
 from data_pipelines.sources.memory import MemorySource
 from internvl_jax import batch as batches
 from internvl_jax.batch import IGNORE, IMAGE_TOKEN, STAGES
+from internvl_jax.crop import crop_resize
 
 
 @pytest.fixture
@@ -61,6 +63,24 @@ def test_batches_are_what_the_spec_says(config, stage):
     assert found == pipeline.spec()
     assert host.records.dtype == np.int64 and host.records.shape == (6,)
     assert host.valid.all() and not host.reasons
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("stage", ["contrastive", "generative", "finetune"])
+def test_cropping_on_the_device_gives_the_same_pictures(config, stage, split):
+    options = dict(global_batch=6, seed=0, split=split)
+    config |= {"image_size": 32, "flip": 0.5}
+    on_host = make_pipeline({**config, "resample": "exact"}, stage, **options).batch(0).arrays
+    pipeline = make_pipeline({**config, "canvas": 72}, stage, **options)
+    sent = pipeline.batch(0).arrays
+    assert {name: (array.shape, array.dtype) for name, array in sent.items()} == pipeline.spec()
+    canvases, boxes = sent["image"].reshape(-1, 72, 72, 3), sent["crop"].reshape(-1, 5)
+    found = np.asarray(crop_resize(jnp.asarray(canvases), jnp.asarray(boxes), 32)).reshape(
+        on_host["image"].shape
+    )
+    assert np.abs(found - on_host["image"]).mean() < 0.3
+    for name in on_host.keys() - {"image"}:
+        np.testing.assert_array_equal(sent[name], on_host[name])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -311,7 +331,7 @@ def broken(config, fraction):
         settings,
         global_batch=16,
         seed=0,
-        augment=True,
+        training=True,
     )
     spec = batches.spec("contrastive", batch=16, text_length=128, image_size=16)
     bad = {i for i, record in enumerate(data) if record == b"broken"}
@@ -322,9 +342,9 @@ def test_broken_pictures_are_replaced_and_counted(config):
     examples, bad, make = broken(config, 0.2)
     host = make().batch(0)
     first_draws = [examples[number].reason for number in range(16)]
-    assert set(first_draws) == {"", "broken"}
+    assert set(first_draws) == {"", "not a picture"}
     np.testing.assert_array_equal(host.valid, [not reason for reason in first_draws])
-    assert host.reasons == {"broken": int((~host.valid).sum())}
+    assert host.reasons == {"not a picture": int((~host.valid).sum())}
     assert not set(host.records) & bad
     assert_equal(host, make().batch(0))
     parts = [make(process_index=i, process_count=2).batch(0) for i in range(2)]
@@ -369,8 +389,9 @@ def test_errors_are_sentences(config, tmp_path):
         r"config\.data has no setting 'image_sise': did you mean image_size": {"image_sise": 3},
         r"data\.languages has 'xx'": {"languages": ("xx",)},
         r"data\.crop_scale must be two shares": {"crop_scale": (0, 2)},
+        r"config\.data\.resample is 'best': use fast or exact": {"resample": "best"},
         r"data\.flip must be between 0 and 1": {"flip": 2.0},
-        r"data\.resize must be one of center, square": {"resize": "fill"},
+        r"data\.resize must be one of center, pad, square": {"resize": "fill"},
         r"data\.template must be one of": {"template": "chatml"},
         r"data\.threads must be at least 1": {"threads": 0},
         r"data\.texts has 'poem'; choose from name": {"stage": "language", "texts": ("poem",)},
@@ -394,8 +415,9 @@ def test_errors_are_sentences(config, tmp_path):
 def test_config_takes_dataclasses_and_lists():
     @dataclasses.dataclass(frozen=True)
     class Mine:
+        dataset: str = "shapes"
         image_size: int = 32
         languages: tuple = ("en",)
 
-    assert as_data_config(Mine()) == DataConfig(image_size=32, languages=("en",))
-    assert as_data_config({"languages": ["en", "it"]}).languages == ("en", "it")
+    assert as_data_config(Mine()) == DataConfig(dataset="shapes", image_size=32, languages=("en",))
+    assert as_data_config({"dataset": "x", "languages": ["en", "it"]}).languages == ("en", "it")

@@ -214,7 +214,7 @@ def test_packed_rows_hold_every_conversation_once(corpora, config, tokenizer):
     samples: list = [talk(i, 1 + i % 3, i % 2) for i in range(40)]
     samples[9] = BadRecordError("shard", "x")
     corpus = CorpusSet(Memory(samples, "conversations"), "finetune")
-    settings = as_data_config({**config, "mixture": {}})
+    settings = as_data_config({**config, "dataset": "one"})
     lengths = measure(corpus, settings, tokenizer)
     assert lengths[9].tolist() == [0, 0] and (np.delete(lengths, 9, 0)[:, 0] > 0).all()
     packed = PackedSet(corpus, lengths, settings)

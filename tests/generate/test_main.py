@@ -88,7 +88,7 @@ def test_captions(
     assert main(options) == 0
     printed = capsys.readouterr().out.splitlines()
 
-    images = np.stack([resize_square(decode(path.read_bytes()), 28) for path in pictures])
+    images = np.stack([resize_square(decode(path.read_bytes()), 28, "exact") for path in pictures])
     row = [1, *tokenizer.ids("English caption:")]
     ids, mask = left_pad([row, row])
     new = caption(loaded, images, ids, mask, Settings(max_new_tokens=4, num_beams=2))

@@ -1,0 +1,1 @@
+"""Times the image path against other loaders; ``python -m data_pipelines.benchmark``."""
