@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import pathlib
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -193,4 +192,4 @@ def _flags(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(_main, _flags))
+    run(_main, _flags)
