@@ -267,8 +267,11 @@ def test_the_command(files, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "placeholder" not in page and "no caption" in page
     for arguments, message in [
-        (["--config.duplicats.distance=1"], "did you mean duplicates?"),
-        (["--config.signals.similarty=1"], "no setting 'similarty': did you mean similarity?"),
+        (["--config.duplicats.distance=1"], 'did you mean "duplicates"'),
+        (
+            ["--config.signals.similarty=1"],
+            """no setting 'similarty'. did you mean "similarity" """.strip(),
+        ),
         (["--config.stage=3"], "config.stage is 3: use 1 or 2."),
         (["--config.order=('coyo',)"], "No file matches data/metadata/coyo"),
         (["extra"], "Unexpected argument 'extra'"),
