@@ -12,6 +12,6 @@
 `text.Tokenizer`            a sentencepiece model with LLaMA's conventions; `text.train`
 ==========================  ================================================================
 
-Tools: ``python -m data_pipelines.X`` with X build, clean, dialogue, lengths, inspect or benchmark.
+Tools: ``python -m data_pipelines.X`` with X build, clean, dialogue, inspect or benchmark.
 Importing this package imports nothing else.
 """

@@ -133,7 +133,7 @@ class Examples:
             BadRecordsError: if no substitute could be read.
         """
         part, lane, draw = self.mixture[number]
-        source, unit, reason = self.sets[part], self._orders[part](lane, draw), ""
+        source, unit, reason, said = self.sets[part], self._orders[part](lane, draw), "", ""
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng((self.seed, number, attempt))
             if attempt:
@@ -143,16 +143,17 @@ class Examples:
                 encoded = [image for sample in samples for image in sample.images]
                 pictures = [self._picture(image, rng) for image in encoded]
                 arrays = self.builder(samples, [pixels for pixels, _ in pictures], rng)
-            except (BadRecordError, OSError) as problem:
-                error = problem
-                reason = reason or getattr(problem, "reason", "unreadable")
+            except (BadRecordError, OSError) as error:
+                # Not the error itself: through its traceback it would hold this frame, in a cycle.
+                said = str(error)
+                reason = reason or getattr(error, "reason", "unreadable")
                 continue
             if self.config.canvas and "image" in arrays:
                 arrays["crop"] = _crops([box for _, box in pictures], arrays["image"])
             return Example(arrays, int(self._firsts[part]) + record, reason)
         raise BadRecordsError(
             f"Example {number}: {ATTEMPTS} records in a row of {self.names[part]} cannot be used, "
-            f"the last because: {error} Build the data set again."
+            f"the last because: {said} Build the data set again."
         )
 
     def _picture(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from data_pipelines.build import demo
+from internvl_jax.batch import LANGUAGES, TEMPLATES
 
 DONE, BAD_RECORDS, CONFIGURATION = 0, 65, 78
 ROLES = ("image", "caption", "language", "key", "conversations")
@@ -75,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--validation", type=float, default=0.0, help="share kept apart, by key")
     _shared(added, 0.05, "records", "column")
 
+    added = verb("tokenizer", _tokenizer, "train a tokenizer on a set, for a model of your own")
+    added.add_argument("folder", help="of the manifest")
+    added.add_argument("--vocab_size", type=int, default=demo.VOCAB_SIZE, help="most ids")
+
+    added = verb("lengths", _lengths, "measure conversations, so that data.pack can join them")
+    added.add_argument("folder", help="of the manifest")
+    added.add_argument("--tokenizer", required=True, help="the model's tokenizer.model")
+    added.add_argument("--template", default="vicuna_v1", choices=sorted(TEMPLATES))
+
     added = verb("verify", _verify, "compare the files of a set with its manifest")
     added.add_argument("folder", help="of the manifest")
     added.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
@@ -90,8 +100,6 @@ def _shared(parser: argparse.ArgumentParser, bad: float, of: str, what: str) -> 
 
 
 def _names(options: argparse.Namespace) -> dict[str, str]:
-    from internvl_jax.batch import LANGUAGES
-
     names = {role: getattr(options, role) for role in ROLES if getattr(options, role)}
     language = names.get("language", "")
     if language.startswith("=") and language[1:] not in LANGUAGES:
@@ -153,6 +161,27 @@ def _convert(options: argparse.Namespace) -> int:
     _say(written)
     if reasons:
         print(f"skipped: {told(reasons)}; {options.out}/skipped.jsonl lists them")
+    return DONE
+
+
+def _tokenizer(options: argparse.Namespace) -> int:
+    from data_pipelines.build.texts import train_tokenizer
+
+    tokenizer = train_tokenizer(options.folder, options.vocab_size)
+    print(f"{tokenizer.path}: {tokenizer.vocab_size} ids")
+    return DONE
+
+
+def _lengths(options: argparse.Namespace) -> int:
+    from data_pipelines.build.texts import write_lengths
+
+    path, lengths = write_lengths(options.folder, options.tokenizer, options.template)
+    used = lengths[lengths[:, 0] > 0]
+    tokens, pictures = used.mean(axis=0) if len(used) else (0, 0)
+    print(
+        f"{path}: {len(used):,} of {len(lengths):,} conversations can be used, on average "
+        f"{tokens:.0f} tokens and {pictures:.2f} pictures"
+    )
     return DONE
 
 

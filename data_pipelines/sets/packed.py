@@ -1,8 +1,8 @@
 """Several conversations a row, so that few of a row's tokens are padding.
 
 Which ones share a row follows from their lengths, measured once for a tokenizer and kept beside the
-corpus: ``python -m data_pipelines.lengths FOLDER --tokenizer …``. A row is a unit, so that an epoch
-still meets every conversation once, at any step, on any number of hosts.
+corpus: ``python -m data_pipelines.build lengths FOLDER --tokenizer …``. A row is a unit, so that an
+epoch still meets every conversation once, at any step, on any number of hosts.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class PackedSet:
             data = storage.read(storage.join(folder, name))
         except FileNotFoundError as error:
             raise ValueError(
-                f"data.pack needs {folder}/{name}; run python -m data_pipelines.lengths {folder} "
-                f"--tokenizer {tokenizer.path} --template {config.template}."
+                f"data.pack needs {folder}/{name}; run python -m data_pipelines.build lengths "
+                f"{folder} --tokenizer {tokenizer.path} --template {config.template}."
             ) from error
         return cls(corpus, np.load(io.BytesIO(data), allow_pickle=False), config)
 
