@@ -194,7 +194,7 @@ def encode_png(pixels: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return out.getvalue()
 
 
-_THREAD = threading.local()  # holds a resizer, whose buffers two threads must not share
+_THREAD = threading.local()  # holds a resizer and its result, which threads must not share
 
 
 def _resize(pixels: np.ndarray, width: int, height: int, resample: Resample) -> np.ndarray:
@@ -207,12 +207,15 @@ def _resize(pixels: np.ndarray, width: int, height: int, resample: Resample) -> 
         image = Image.fromarray(pixels)
         return np.array(image.resize((width, height), Image.Resampling.BICUBIC))
     if not hasattr(_THREAD, "resizer"):
-        _THREAD.resizer = fast.Resizer()
-    # The name of Keys' cubic with a = -0.5, which is PIL's.
-    cubic = fast.ResizeOptions(fast.ResizeAlg.convolution(fast.FilterType.catmull_rom))
+        _THREAD.resizer, _THREAD.target = fast.Resizer(), None
+        # The name of Keys' cubic with a = -0.5, which is PIL's.
+        cubic = fast.ResizeAlg.convolution(fast.FilterType.catmull_rom)
+        _THREAD.options = fast.ResizeOptions(cubic)
     source = fast.ImageData(old_width, old_height, fast.PixelType.U8x3, pixels.tobytes())
-    target = fast.ImageData(width, height, fast.PixelType.U8x3)
-    _THREAD.resizer.resize(source, target, cubic)
+    target = _THREAD.target
+    if target is None or (target.width, target.height) != (width, height):
+        target = _THREAD.target = fast.ImageData(width, height, fast.PixelType.U8x3)
+    _THREAD.resizer.resize(source, target, _THREAD.options)
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(height, width, 3)
 
 

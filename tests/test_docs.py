@@ -100,7 +100,7 @@ def test_overridden_settings_exist():
         found = re.search(r"--config=configs/(\w+)\.py(?::([\w,]+))?", line)
         for setting in re.findall(r"--config\.([\w.]+)=", line) if found else ():
             node = config(*found.groups(default=""))
-            node = completed(node) if "stage" in node else node
+            node = completed(node) if "train" in node else node
             for name in setting.split("."):
                 assert name in node, f"{setting} in: {line}"
                 node = node[name]
