@@ -99,7 +99,7 @@ class DataConfig:
         resize: how pictures are resized where they are not cropped: "square", "center" or "pad".
         resample: of training pictures: "fast", or "exact" as in evaluation (`image`).
         threads: that prepare batches ahead.
-        prefetch: batches held ready.
+        prefetch: batches held ready; at least one for each thread.
         cache_bytes: memory for decoded pictures.
     """
 

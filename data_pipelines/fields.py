@@ -147,9 +147,8 @@ def to_sample(fields: Fields, names: FieldNames, kind: Kind, number: int) -> Sam
             "missing caption", f"Record {key} has no {' or '.join(names.caption)}."
         )
     language = _language(names, fields, parsed, key)
-    texts = [
-        text_of(part, key, "caption") for part in (value if isinstance(value, list) else [value])
-    ]
+    parts = value if isinstance(value, list) else [value]
+    texts = [text_of(part, key, "caption") for part in parts if part is not None]
     captions = tuple(Caption(text, language) for text in texts if text)
     if not captions:
         raise BadRecordError("empty caption", f"The caption of record {key} is empty.")
@@ -221,7 +220,8 @@ def turns_of(value: Any, key: str, images: int) -> tuple[Turn, ...]:
         raise BadRecordError("conversation", f"Record {key} has no list of turns.")
     turns = []
     for part in value:
-        role = ROLES.get(part.get("from") or part.get("role") or "")
+        speaker = part.get("from") or part.get("role")
+        role = ROLES.get(speaker) if isinstance(speaker, str) else None
         said = part.get("value", part.get("content"))
         if role is None or not isinstance(said, str):
             raise BadRecordError("conversation", f"A turn of record {key} has no role or no text.")

@@ -10,19 +10,27 @@ from __future__ import annotations
 import base64
 import html
 import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import as_data_config
+from data_pipelines.config import DataConfig, Part, as_data_config
 from data_pipelines.image import encode_png
 from data_pipelines.mixture import Drawn
-from data_pipelines.pipeline import HostBatch, Pipeline, make_pipeline, open_tokenizer
+from data_pipelines.pipeline import (
+    BadRecordsError,
+    HostBatch,
+    Pipeline,
+    make_pipeline,
+    open_tokenizer,
+)
 from data_pipelines.text import Tokenizer
 from internvl_jax.batch import IGNORE, IMAGE_TOKEN
-from internvl_jax.config import ConfigError, run
+from internvl_jax.config import ConfigError, complete, run
 
+BAD_RECORDS = 65
 STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; color: #222 }
 h1 { font-size: 1.4rem } table { border-collapse: collapse } th { font-weight: 600 }
@@ -177,10 +185,22 @@ def _main(config: Any, flags: Any) -> int:
             steps=config.train.steps,
         )
         pathlib.Path(flags.out).write_text(text, "utf-8")
-    except (OSError, RuntimeError, ValueError) as error:
+    except BadRecordsError as error:
+        print(error, file=sys.stderr)
+        return BAD_RECORDS
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise ConfigError(str(error)) from error
     print(f"saved {flags.out}")
     return 0
+
+
+def _fill(config: Any) -> Any:
+    """Every setting of the data, so that each can be changed."""
+    if "data" in config:
+        mixture: Any = complete(config.data, DataConfig).mixture
+        for name in mixture:
+            complete(mixture[name], Part)
+    return config
 
 
 def _flags(flags: Any) -> None:
@@ -192,4 +212,4 @@ def _flags(flags: Any) -> None:
 
 
 if __name__ == "__main__":
-    run(_main, _flags)
+    run(_main, _flags, _fill)

@@ -33,11 +33,19 @@ from data_pipelines.mixture import Drawn, Mixture
 from data_pipelines.sample import BadRecordError
 from data_pipelines.sets import Set, open_set
 from data_pipelines.shuffle import GlobalOrder, WindowOrder
+from data_pipelines.sources import storage
 from data_pipelines.text import Tokenizer
 from internvl_jax import batch as batches
 
 ATTEMPTS = 8
+OPEN_FILES = 256
+"""Of a part: its source keeps up to 128, and lends each thread one more."""
 STEPS = 1 << 31  # an upper bound; Grain wants a length
+ELSEWHERE = (
+    *("threads", "prefetch", "cache_bytes", "data_dir", "dataset", "mixture", "tokenizer"),
+    *("image_size", "canvas", "visual_tokens"),
+)
+"""Settings that do not say which record comes when, or that a set's digest speaks for."""
 NO_CROP = np.asarray((0, 0, 1, 1, 0), np.float32)
 
 
@@ -106,10 +114,11 @@ class Examples:
             ValueError: if weights or lanes do not fit.
         """
         self.names, self.sets = tuple(parts), tuple(source for source, _ in parts.values())
+        self.weights = tuple(weights for _, weights in parts.values())
         self.builder, self.config = builder, config
         self.seed, self.training = seed, training
         self.mixture = Mixture(
-            [weights for _, weights in parts.values()],
+            self.weights,
             seed=seed,
             global_batch=global_batch,
             lanes=config.lanes,
@@ -153,7 +162,7 @@ class Examples:
             return Example(arrays, int(self._firsts[part]) + record, reason)
         raise BadRecordsError(
             f"Example {number}: {ATTEMPTS} records in a row of {self.names[part]} cannot be used, "
-            f"the last because: {said} Build the data set again."
+            f"the last because: {said} Repair this part of the data, or leave it out."
         )
 
     def _picture(
@@ -263,13 +272,16 @@ class Pipeline:
     def digest(self) -> str:
         """Changes when another record comes at some step: of settings, sets, seed and batch.
 
-        What does not matter for that is no part of it: threads, caches, the size of pictures.
+        What does not matter for that is no part of it: threads, caches, the size of pictures, and
+        where files lie.
         """
-        config = dataclasses.asdict(self._examples.config)
-        for name in ("threads", "prefetch", "cache_bytes", "data_dir", "image_size"):
+        examples = self._examples
+        config = dataclasses.asdict(examples.config)
+        for name in ELSEWHERE:
             del config[name]
-        sets = [source.digest for source in self._examples.sets]
-        text = repr((config, sets, self._examples.seed, self._global_batch))
+        digests = [source.digest for source in examples.sets]
+        parts = list(zip(examples.names, examples.weights, digests))
+        text = repr((config, parts, examples.seed, self._global_batch))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def drawn(self, steps: int) -> list[Drawn]:
@@ -316,9 +328,9 @@ class Pipeline:
         import grain
 
         config = self._examples.config
-        options = grain.ReadOptions(
-            num_threads=config.threads, prefetch_buffer_size=config.prefetch
-        )
+        # A thread prepares a whole batch, so no more are at work than batches are asked for.
+        ahead = max(config.prefetch, config.threads)
+        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
         batches = iter(self._batches.slice(slice(start_step, None)).to_iter_dataset(options))
         self._open.append(batches)
         try:
@@ -329,9 +341,11 @@ class Pipeline:
                 batches.close()
 
     def close(self) -> None:
-        """Stops the threads of every iteration under way."""
+        """Stops the threads of every iteration under way and closes the sets' files."""
         while self._open:
             self._open.pop().close()
+        for source in self._examples.sets:
+            source.close()
 
 
 def open_tokenizer(config: DataConfig) -> Tokenizer:
@@ -365,7 +379,7 @@ def make_pipeline(
     """The pipeline of a stage.
 
     Validation resizes without cropping, and draws evenly from the parts of a mixture that have such
-    a split.
+    a split; in one lane, as they may hold fewer records than training has lanes.
 
     Args:
         data_config: settings of `DataConfig`, a mapping or a dataclass.
@@ -396,9 +410,12 @@ def make_pipeline(
         image_slots=config.image_slots,
         canvas=config.canvas,
     )
+    if split == "validation":
+        config = dataclasses.replace(config, lanes=1)
     parts = config.parts
     tokenizer = open_tokenizer(config)
     builder = make_builder(stage, config, tokenizer)
+    storage.allow_open_files(OPEN_FILES * (len(parts) + 4))  # jax, threads and metrics need some
     sets: dict[str, tuple[Set, Sequence[tuple[int, float]]]] = {}
     for name, part in parts.items():
         try:

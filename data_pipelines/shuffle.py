@@ -37,9 +37,11 @@ def permute(index: int, length: int, *key: int) -> int:
             return index
 
 
-@functools.lru_cache(maxsize=8)
+# A mixture walks all of its parts at once, each on the border of two epochs at worst; a miss costs
+# milliseconds for a single example, an entry 1 MB at most.
+@functools.lru_cache(maxsize=256)
 def _whole(length: int, key: tuple[int, ...]) -> np.ndarray:
-    return np.random.default_rng(key).permutation(length)
+    return np.random.default_rng(key).permutation(length).astype(np.int32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,6 +97,8 @@ class WindowOrder:
             ValueError: if there are more lanes than records.
         """
         self._ends, self._window, self._lanes, self._key = ends, window, lanes, key
+        # Its own: parts would take one another's place, and an order outlive its pipeline.
+        self._shards = functools.lru_cache(maxsize=4)(self._shard_order)
         if lanes > len(self):
             raise ValueError(f"data.lanes={lanes} is more than a part's {len(self)} records.")
 
@@ -116,20 +120,19 @@ class WindowOrder:
         window, place = divmod(offset, self._window)
         begin = first + window * self._window
         width = min(self._window, last - begin)
-        place = begin + _small((width, *self._key, epoch, lane, window))[place]
-        shards, ends = _shard_order(self, epoch)
+        # In Python's numbers: sets are larger than 2**31.
+        place = begin + int(_small((width, *self._key, epoch, lane, window))[place])
+        shards, ends = self._shards(epoch)
         at = int(np.searchsorted(ends, place, "right"))
         return int(self._ends[shards[at]] - (ends[at] - place))
+
+    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in an epoch's order, and their cumulative records in it."""
+        counts = np.diff(self._ends, prepend=0)
+        shards = np.random.default_rng((*self._key, epoch)).permutation(len(counts))
+        return shards, np.cumsum(counts[shards])
 
 
 @functools.lru_cache(maxsize=4096)
 def _small(key: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(key[1:]).permutation(key[0]).astype(np.int32)
-
-
-@functools.lru_cache(maxsize=16)
-def _shard_order(order: WindowOrder, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The shards in an epoch's order, and their cumulative records in it."""
-    counts = np.diff(order._ends, prepend=0)
-    shards = np.random.default_rng((*order._key, epoch)).permutation(len(counts))
-    return shards, np.cumsum(counts[shards])

@@ -23,6 +23,7 @@ from data_pipelines.build.tables import STANDARD
 from data_pipelines.build.work import Journal, Progress, run
 from data_pipelines.fields import Kind
 from data_pipelines.sample import BadRecordError, Sample
+from data_pipelines.sources import storage
 
 RECORDS = 10_000
 """Records of a file; the reader keeps an index of all that it has open."""
@@ -143,11 +144,16 @@ def convert(
         Folder of each manifest -> its content, and how many records were skipped for each reason.
 
     Raises:
-        ValueError: if the folder was begun with other settings.
+        ValueError: if the folder was begun with other settings, or is not local.
         TooManyBadError: if too many records are unusable, or all; no manifest is written then.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"--validation {validation} is no share; give one from 0 up to 1.")
+    if storage.is_remote(out):
+        raise ValueError(
+            f"ArrayRecord files are written to a local disk, and {out} is none: write them there "
+            "and copy the folder."
+        )
     if records < 1:
         raise ValueError(f"--records {records} must be at least 1.")
     folder = pathlib.Path(out)

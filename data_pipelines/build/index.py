@@ -16,6 +16,7 @@ from data_pipelines import manifest as manifests
 from data_pipelines.build.work import Journal, Progress, run
 from data_pipelines.fields import FieldNames, Kind, guess
 from data_pipelines.sample import BadRecordError
+from data_pipelines.sets.corpus import SPLIT
 from data_pipelines.sources import BadShardError, storage
 from data_pipelines.sources.shards import ShardList
 
@@ -61,8 +62,8 @@ def index(
     others in a folder of their name.
 
     Args:
-        folder: with the files, local or a URL; folders in it are searched too, but not those with
-            a manifest of their own.
+        folder: with the files, local or a URL; folders in it are searched too, but neither those
+            with a manifest of their own nor ``validation``, which is a set by itself.
         out: where manifest and indexes go; by default the folder itself.
         format: one of `manifest.FORMATS`; by default what is found, in that order.
         names: role -> field, as `fields.guess` takes.
@@ -193,10 +194,10 @@ def _fields(
     source = manifests.make_source(
         format, ShardList([pair], [storage.join(out, first.path + ".idx")])
     )
-    for number in range(LOOKED_AT):
+    for number in range(min(LOOKED_AT, first.records)):
         try:
             return guess(source[number], names, pair[0])
-        except (BadRecordError, IndexError) as error:
+        except BadRecordError as error:
             last = error
     raise ValueError(f"The first records of {pair[0]} cannot be read: {last}")
 
@@ -292,6 +293,14 @@ def find(folder: str, format: str = "") -> tuple[str, list[str]]:
     every = list(storage.walk(folder))
     others = {posixpath.dirname(path) for path in every if path.endswith("/" + manifests.MANIFEST)}
     every = [path for path in every if not any(path.startswith(f"{other}/") for other in others)]
+    trained = [path for path in every if not path.startswith(f"{SPLIT}/")]
+    if len(trained) < len(every):
+        print(
+            f"{storage.join(folder, SPLIT)} holds what is not trained on and is left out here; "
+            "index it by itself.",
+            file=sys.stderr,
+        )
+        every = trained
     for candidate in [format] if format else manifests.FORMATS:
         paths = sorted(path for path in every if PATTERNS[candidate].search(path))
         if paths:

@@ -188,6 +188,9 @@ def columns_of(path: str) -> list[str]:
 
     Returns:
         Their names.
+
+    Raises:
+        ValueError: if the file is of another kind, or has no line of columns.
     """
     if path.endswith(".parquet"):
         from data_pipelines.sources.parquet import open_file
@@ -197,8 +200,12 @@ def columns_of(path: str) -> list[str]:
         file.close(force=True)
         return list(names)
     if path.endswith((".csv", ".tsv")):
-        with _text(path) as file:
-            return list(next(csv.reader(file, delimiter=_delimiter(path)), []))
+        csv.field_size_limit(MAX_CELL)
+        try:
+            with _text(path) as file:
+                return list(next(csv.reader(file, delimiter=_delimiter(path)), []))
+        except csv.Error as error:
+            raise ValueError(f"The first line of {path} holds no columns: {error}.") from error
     seen: dict[str, None] = {}
     for _, row in itertools.islice(read_rows(path), 100):
         seen.update(dict.fromkeys(row) if isinstance(row, Mapping) else {})
@@ -228,8 +235,8 @@ def read_rows(path: str) -> Iterator[tuple[float, Mapping[str, Any] | str]]:
                 yield done / total, row
         file.close(force=True)
     elif path.endswith((".csv", ".tsv")):
+        csv.field_size_limit(MAX_CELL)
         with _text(path) as file:
-            csv.field_size_limit(MAX_CELL)
             reader = csv.DictReader(file, delimiter=_delimiter(path))
             yield from _shares(path, file, (_cells(row, reader) for row in _each(reader)))
     elif path.endswith((".jsonl", ".ndjson")):

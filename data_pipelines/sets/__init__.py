@@ -47,6 +47,10 @@ class Set(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Closes the open files; a later draw opens them again."""
+        ...
+
 
 def open_set(path: str, stage: str, split: str, config: DataConfig, tokenizer: Tokenizer) -> Set:
     """Opens a set for a stage.
@@ -74,5 +78,5 @@ def open_set(path: str, stage: str, split: str, config: DataConfig, tokenizer: T
     from data_pipelines.sets.corpus import CorpusSet
     from data_pipelines.sets.packed import PackedSet
 
-    corpus = CorpusSet.open(path, stage, split)
+    corpus = CorpusSet.open(path, stage, split, near=config.order == "window")
     return PackedSet.open(corpus, config, tokenizer) if config.pack else corpus

@@ -176,6 +176,9 @@ class Concepts:
             sample = Sample(key, (image,), turns=self._turns(number, rng), group=number)
         return record, (sample,)
 
+    def close(self) -> None:
+        """Nothing: all sets of a run share its pictures."""
+
     def _names(self, number: int) -> tuple[Caption, ...]:
         concept = self._concepts[number]
         named = [code for code in self._config.languages if code in concept.names]

@@ -40,16 +40,21 @@ class Records(Protocol):
         """Reads a record. Raises BadRecordError if it cannot be used."""
         ...
 
+    def close(self) -> None:
+        """Closes the open files; a later read opens them again."""
+        ...
+
 
 class CorpusSet:
     """A unit is a record of a corpus."""
 
-    def __init__(self, corpus: Records, stage: str):
+    def __init__(self, corpus: Records, stage: str, near: bool = False):
         """Draws from an open corpus; `open` is the usual way here.
 
         Args:
             corpus: the records.
             stage: one of `internvl_jax.batch.STAGES`.
+            near: negatives come from the file that is being read, where they can.
 
         Raises:
             ValueError: if the corpus holds conversations and the stage needs captions.
@@ -59,18 +64,19 @@ class CorpusSet:
                 f"{corpus.folder} holds conversations, but the {stage} stage needs captions; name "
                 "a corpus of pairs."
             )
-        self.corpus, self._stage = corpus, stage
+        self.corpus, self._stage, self._near = corpus, stage, near
         self.ends, self.digest = corpus.ends, corpus.digest
         self.records = len(self)
 
     @classmethod
-    def open(cls, folder: str, stage: str, split: str) -> CorpusSet:
+    def open(cls, folder: str, stage: str, split: str, near: bool = False) -> CorpusSet:
         """Opens a folder that `data_pipelines.build` wrote.
 
         Args:
             folder: where the manifest is; that of the validation split is in ``validation`` in it.
             stage: one of `internvl_jax.batch.STAGES`.
             split: "train" or "validation".
+            near: see above.
 
         Returns:
             The set.
@@ -83,7 +89,7 @@ class CorpusSet:
 
         if split == SPLIT:
             folder = posixpath.join(folder, SPLIT)
-        return cls(open_corpus(folder), stage)
+        return cls(open_corpus(folder), stage, near)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -107,15 +113,28 @@ class CorpusSet:
             turns = (Turn("human", IMAGE_PLACEHOLDER), Turn("gpt", text))
             sample = dataclasses.replace(sample, captions=(), turns=turns)
         if self._stage == "generative":
-            sample = dataclasses.replace(sample, negative=self._negative(sample, rng))
+            sample = dataclasses.replace(sample, negative=self._negative(unit, sample, rng))
         return unit, (sample,)
 
-    def _negative(self, sample: Sample, rng: np.random.Generator) -> Caption:
-        """A caption of a record drawn evenly (negatives are not mined, spec 3.1)."""
+    def close(self) -> None:
+        """Closes the corpus' open files; a later draw opens them again."""
+        self.corpus.close()
+
+    def _negative(self, unit: int, sample: Sample, rng: np.random.Generator) -> Caption:
+        """A caption of a record drawn evenly (negatives are not mined, spec 3.1).
+
+        Where records are read file by file, of a record of the same file: one from anywhere would
+        open another file for every example. Half of the attempts leave the file all the same, for
+        files of one caption.
+        """
         own = {caption.text for caption in sample.captions}
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            first, last = 0, len(self)
+            if self._near and attempt < ATTEMPTS // 2:
+                shard = int(np.searchsorted(self.ends, unit, "right"))
+                first, last = int(self.ends[shard - 1]) if shard else 0, int(self.ends[shard])
             try:
-                other = self.corpus.sample(int(rng.integers(len(self)))).captions
+                other = self.corpus.sample(int(rng.integers(first, last))).captions
             except BadRecordError:
                 continue
             caption = other[int(rng.integers(len(other)))]

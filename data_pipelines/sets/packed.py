@@ -49,7 +49,8 @@ class PackedSet:
         if len(self._starts) < 2:
             raise ValueError(f"{corpus.corpus.folder} has no conversation that can be used.")
         self.ends = np.asarray([len(self)])
-        self.records, self.digest = corpus.records, f"{corpus.digest}/packed"
+        rows = hashlib.sha256(self._order.tobytes() + self._starts.tobytes()).hexdigest()
+        self.records, self.digest = corpus.records, f"{corpus.digest}/packed/{rows}"
 
     @classmethod
     def open(cls, corpus: CorpusSet, config: DataConfig, tokenizer: Tokenizer) -> PackedSet:
@@ -101,6 +102,10 @@ class PackedSet:
         records = self._order[self._starts[unit] : self._starts[unit + 1]]
         samples = [self._corpus.draw(int(record), rng)[1][0] for record in records]
         return int(records[0]), samples
+
+    def close(self) -> None:
+        """Closes the corpus' open files; a later draw opens them again."""
+        self._corpus.close()
 
 
 def lengths_file(corpus: CorpusSet, template: str, tokenizer: Tokenizer) -> str:

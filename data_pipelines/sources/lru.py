@@ -71,7 +71,8 @@ class Lru(Generic[Value]):
         finally:
             with self._lock:
                 slot.users -= 1
-                if not slot.opened and self._slots.get(key) is slot:
+                # Whoever waits for it still tries; what that opens must be known, to be closed.
+                if not slot.opened and not slot.users and self._slots.get(key) is slot:
                     del self._slots[key]
                 last = slot.opened and slot.evicted and not slot.users
             if last:

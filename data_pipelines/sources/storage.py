@@ -6,12 +6,14 @@ allowed is said at once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import pathlib
 import posixpath
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -186,6 +188,22 @@ class SeekableFile(io.RawIOBase):
         super().close()
 
 
+def allow_open_files(count: int) -> None:
+    """Raises the process' limit of open files, often 1,024, as far as the system lets it.
+
+    Without a descriptor a good record counts as unreadable.
+
+    Args:
+        count: files that may be open at once.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a limit beside this one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def read(path: str) -> bytes:
     """Reads a whole file.
 
@@ -265,6 +283,10 @@ def stat(path: str) -> tuple[int, int]:
     return int(info["size"]), int(seconds * 1e9) if isinstance(seconds, int | float) else 0
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def walk(folder: str) -> Iterator[str]:
     """The files of a folder and of the folders in it.
 
@@ -274,6 +296,9 @@ def walk(folder: str) -> Iterator[str]:
     Yields:
         Paths relative to the folder, with "/", in no particular order; those whose name or folder
         begins with a dot are left out.
+
+    Raises:
+        OSError: if the folder, or one in it, is missing or may not be read.
     """
     if is_remote(folder):
         filesystem, name = _remote(folder)
@@ -282,7 +307,7 @@ def walk(folder: str) -> Iterator[str]:
             if not any(part.startswith(".") for part in relative.split("/")):
                 yield relative
         return
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [entry for entry in folders if not entry.startswith(".")]
         for file in files:
             if not file.startswith("."):

@@ -157,6 +157,9 @@ class Run:
     def go(self, preemption: Preemption) -> None:
         """The phases that are left, step by step. Raises Stop with a reason to end early."""
         settings = self.experiment.train
+        if 0 < settings.eval_every <= settings.steps:
+            # A held-out split that is missing must not come to light hours later.
+            self._pipeline(self.experiment.stage, "validation").close()
         for until, stage in self.experiment.schedule():
             if self.step >= until:
                 continue
@@ -223,7 +226,7 @@ class Run:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"config.data: {error}") from error
 
     def _batches(self, stage: Stage, until: int) -> Iterator[Batch]:
@@ -307,12 +310,13 @@ class Run:
 
     def _records(self) -> tuple[int, int, int]:
         """Of all hosts: a fingerprint of the last batch's record ids, broken and seen records."""
-        # In 32 bits: devices do not take more.
-        ids, counts = self.records.view(np.int32), np.array([self.bad.total(), self.seen], np.int32)
+        # Sent as pairs of 32 bits: devices do not take more.
+        counts = np.array([[self.bad.total(), self.seen]], np.int64)
+        ids, halves = self.records.view(np.int32), counts.view(np.int32)
         if jax.process_count() > 1:
-            ids, counts = multihost_utils.process_allgather((ids, counts))
-            counts = counts.sum(0)
-        return zlib.crc32(ids.tobytes()), int(counts[0]), int(counts[1])
+            ids, halves = multihost_utils.process_allgather((ids, halves))
+        bad, seen = np.ascontiguousarray(halves).view(np.int64).reshape(-1, 2).sum(0)
+        return zlib.crc32(ids.tobytes()), int(bad), int(seen)
 
     def _check_records(self, bad: int, seen: int) -> None:
         limit = self.experiment.train.max_bad_records
@@ -332,11 +336,15 @@ class Run:
         with self.ledger.timed("evaluate"):
             pipeline = self._pipeline(stage, "validation")
             count, total = self.experiment.train.eval_batches, {}
-            for i in range(count):
-                batch = self._put(pipeline.batch(i))
-                metrics = jax.device_get(score(self.state, self.frozen, batch))
-                total = {k: total.get(k, 0.0) + float(v) / count for k, v in metrics.items()}
-            pipeline.close()
+            try:
+                for i in range(count):
+                    batch = self._put(pipeline.batch(i))
+                    metrics = jax.device_get(score(self.state, self.frozen, batch))
+                    total = {k: total.get(k, 0.0) + float(v) / count for k, v in metrics.items()}
+            except BadRecordsError as error:
+                raise Stop(BAD_RECORDS, f"Validation: {error}") from error
+            finally:
+                pipeline.close()
         self.scores = {f"validation/{name}": value for name, value in total.items()}
         self._write(total, "validation")
 

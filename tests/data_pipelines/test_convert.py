@@ -129,6 +129,7 @@ def test_missing_columns(tmp_path, images, capsys):
     for name, content, message in (
         ("a.json", '{"a": [], "b": 1}', "holds an object of a, b; a list of objects is wanted"),
         ("b.json", "[1,", "is no JSON"),
+        ("d.csv", "x" * (17 << 20), "d.csv holds no columns: field larger than field limit"),
         ("c.xlsx", "", r"is none of .csv, .tsv, .json, .jsonl, .parquet"),
     ):
         (tmp_path / name).write_text(content)
@@ -136,6 +137,14 @@ def test_missing_columns(tmp_path, images, capsys):
         assert message in capsys.readouterr().err
     assert command("convert", tmp_path / "none.csv", "--out", out) == 78
     assert not out.exists()
+
+
+def test_buckets_are_not_written_to(tmp_path, images, monkeypatch, capsys):
+    table = write_table(tmp_path / "table.csv", rows())
+    monkeypatch.chdir(tmp_path)
+    assert command("convert", table, "--images", images, "--out", "gs://bucket/mine") == 78
+    assert "written to a local disk, and gs://bucket/mine is none" in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
 
 
 def test_one_language_for_all_and_named_columns(tmp_path, images, capsys):

@@ -61,7 +61,7 @@ def test_records_that_cannot_be_used(change, reason):
 
 def test_several_captions_and_unknown_languages():
     names = FieldNames(image=("image",), caption=("captions",), language=("lang",))
-    fields = {"image": b"x", "captions": ["one", " ", b"two"], "lang": "tlh"}
+    fields = {"image": b"x", "captions": ["one", " ", None, b"two"], "lang": "tlh"}
     sample = to_sample(fields, names, "pairs", 3)
     assert sample.captions == (Caption("one"), Caption("two")) and sample.key == "3"
 
@@ -95,6 +95,7 @@ def test_conversations():
         (0, [("human", "What?"), ("human", "What?")], "conversation"),
         (0, [("system", "Be good."), ("human", "What?"), ("gpt", "Yes")], "conversation"),
         (0, [("human", None), ("gpt", "Yes")], "conversation"),
+        (0, [(["human"], "What?"), ("gpt", "Yes")], "conversation"),
         (0, [], "conversation"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tarfile
 
 import fsspec
 import pytest
@@ -117,6 +119,46 @@ def test_a_folder_without_files(tmp_path, capsys):
     (tmp_path / "a.zip").write_text("")
     assert command("index", tmp_path) == 78
     assert "holds no tar, array_record or parquet files; found .zip." in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_read(tmp_path, monkeypatch, capsys):
+    """Left out in silence, their records would be missing."""
+    assert command("index", tmp_path / "typo") == 78
+    assert "No such file or directory" in capsys.readouterr().err
+    write_tar(tmp_path / "0.tar", 2)
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert command("index", tmp_path, "--workers", 1) == 78
+    said = capsys.readouterr().err
+    assert "Permission denied" in said and "closed" in said
+
+
+def test_a_validation_folder_is_a_set_by_itself(tmp_path, capsys):
+    (tmp_path / "validation").mkdir()
+    write_tar(tmp_path / "0.tar", 3)
+    write_tar(tmp_path / "validation" / "0.tar", 2, 3)
+    assert command("index", tmp_path, "--workers", 1) == 0
+    assert len(manifests.open_corpus(tmp_path)) == 3
+    assert f"{tmp_path}/validation holds what is not trained on" in capsys.readouterr().err
+    assert command("index", tmp_path / "validation", "--workers", 1) == 0
+    assert command("index", tmp_path, "--workers", 1) == 0
+    assert "not trained on" not in capsys.readouterr().err
+    assert len(manifests.open_corpus(tmp_path)) == 3
+
+
+def test_fewer_records_than_are_looked_at(tmp_path, capsys):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("twice.txt"))
+    assert command("index", tmp_path, "--workers", 1) == 78
+    assert "has two members 'txt'" in capsys.readouterr().err
 
 
 def test_parquet(tmp_path):

@@ -69,6 +69,9 @@ def test_the_command(tokenizer_path, tmp_path):
     done = run()
     assert done.returncode == 0, done.stderr
     assert out.read_text("utf-8").count("class='card'") == 3
+    # A setting that the file leaves to its default is changed as for training.
+    refused = run("--config.data.resize=fill")
+    assert refused.returncode == 78 and "data.resize must be one of" in refused.stderr
     refused = run("--config.data.dataset=nowhere")
     assert refused.returncode == 78 and "nowhere" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -74,3 +74,35 @@ def test_two_that_want_the_same_open_it_once(log):
     for thread in threads:
         thread.join()
     assert opened == [7]
+
+
+def test_a_second_attempt_of_one_who_waited_is_closed_too():
+    """The first fails to open it while another waits; what that one then opens is not lost."""
+    waiting, log = threading.Event(), []
+
+    def open(key):
+        log.append("try")
+        if len(log) == 1:
+            waiting.wait(5)
+            raise OSError("flaky")
+        return key, 10
+
+    lru = Lru(open, lambda key: log.append("close"), items=2, bytes=100)
+
+    def first():
+        with pytest.raises(OSError, match="flaky"):
+            use(lru, 7)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=use, args=(lru, 7))]
+    threads[0].start()
+    while not log:
+        pass
+    threads[1].start()
+    while not any(slot.users == 2 for slot in lru._slots.values()):
+        pass
+    waiting.set()
+    for thread in threads:
+        thread.join()
+    assert len(lru) == 1
+    lru.close()
+    assert log == ["try", "try", "close"]

@@ -96,6 +96,29 @@ def test_a_lane_reads_few_shards_at_a_time():
     assert [order(0, 1250 + i) for i in range(200)] != window
 
 
+def test_windows_beyond_2_31_records():
+    ends = np.arange(1, 3001, dtype=np.int64) * 10**6
+    order = WindowOrder(ends, window=8192, lanes=1, key=(1, 2))
+    window = range(2_600_000_000 // 8192 * 8192, 2_600_000_000 // 8192 * 8192 + 8192)
+    found = [order(0, draw) for draw in window]
+    assert len(set(found)) == 8192 and all(0 <= record < 3 * 10**9 for record in found)
+    assert len({record // 10**6 for record in found}) <= 2
+
+
+def test_many_parts_keep_their_orders(monkeypatch):
+    """Each draws its permutation once an epoch, however many take turns."""
+    drawn = []
+    draw = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda key: drawn.append(key) or draw(key))
+    whole = [GlobalOrder(50 + i, lanes=1, key=(8, i)) for i in range(30)]
+    ends = np.arange(1, 11) * 5
+    windows = [WindowOrder(ends, window=50, lanes=1, key=(9, i)) for i in range(30)]
+    for i in range(20):
+        for order in (*whole, *windows):
+            order(0, i)
+    assert len(drawn) == 30 + 2 * 30
+
+
 def test_more_lanes_than_records():
     with pytest.raises(ValueError, match=r"data\.lanes=8 is more than a part's 5 records"):
         WindowOrder(np.array([5]), window=2, lanes=8, key=(0,))

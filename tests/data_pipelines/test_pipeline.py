@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pickle
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,24 @@ def test_threads_and_resume_change_nothing(config, threads):
         for step, host in zip(range(start, start + 12), threaded.iterate(start)):
             assert_equal(host, plain.batch(step))
     threaded.close()
+
+
+def test_every_thread_works():
+    """However few batches are to be held ready."""
+    together = threading.Barrier(6)
+
+    class Waiting(Examples):
+        def __init__(self):
+            self.config, self.sets = DataConfig(dataset="shapes", threads=6, prefetch=2), ()
+
+        def __getitem__(self, number):
+            together.wait(20)
+            return pipelines.Example({"x": np.asarray(number)}, number, "")
+
+    pipeline = Pipeline(Waiting(), {}, global_batch=1)
+    assert next(pipeline.iterate()).arrays["x"] == 0
+    together.abort()
+    pipeline.close()
 
 
 def test_iterations_can_be_left_and_begun_again(config):

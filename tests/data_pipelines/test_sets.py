@@ -42,6 +42,9 @@ class Memory:
             raise found
         return found
 
+    def close(self) -> None:
+        self.closed = True
+
 
 def pairs(count: int, start: int = 0) -> Memory:
     return Memory(
@@ -66,12 +69,12 @@ def corpora(monkeypatch):
     """Corpora by path; the rest is as it is."""
     made: dict[str, Memory] = {}
 
-    def opened(folder, stage, split):
+    def opened(folder, stage, split, near):
         if split == "validation":
             folder += "/validation"
         if folder not in made:
             raise FileNotFoundError(f"There is no manifest in {folder}.")
-        return CorpusSet(made[folder], stage)
+        return CorpusSet(made[folder], stage, near)
 
     monkeypatch.setattr(CorpusSet, "open", opened)
     return made
@@ -158,6 +161,48 @@ def test_generative_negatives_are_others_captions(corpora, config, tokenizer):
         assert tokenizer.decode(positive) in own and tokenizer.decode(negative) not in own
     heads = {tokenizer.decode(row[:8]).split(":")[0] for row in batch.arrays["text"]}
     assert heads == {"English caption"}  # also where the language is not known
+
+
+def test_windows_take_negatives_from_the_file_being_read():
+    corpus = pairs(95)
+    corpus.samples[90:] = [corpus.samples[90]] * 5  # a file of one caption
+    read, sample = [], corpus.sample
+    corpus.sample = lambda index: read.append(index) or sample(index)
+    draw = CorpusSet(corpus, "generative", near=True).draw
+    for unit in range(90):
+        draw(unit, np.random.default_rng(unit))
+        assert {index // 10 for index in read} == {unit // 10}
+        read.clear()
+    (made,) = draw(92, np.random.default_rng(0))[1]
+    assert made.negative.text not in ("number 90", "90")
+
+
+def test_validation_needs_no_lanes(corpora, config):
+    corpora |= {"one": pairs(130), "one/validation": pairs(3)}
+    config |= {"order": "window", "lanes": 4, "mixture": {"one": {"path": "one"}}}
+    held_out = make_pipeline(config, "contrastive", global_batch=4, seed=0, split="validation")
+    assert sorted(held_out.batch(0).records[:3]) == [0, 1, 2]
+    held_out.close()
+    assert corpora["one/validation"].closed
+
+
+def test_a_digest_knows_records_not_places(corpora, config, tmp_path, tokenizer_path):
+    def digest(stage="contrastive", **settings):
+        return make_pipeline({**config, **settings}, stage, global_batch=4, seed=0).digest
+
+    def mixture(path, weight):
+        return {"one": {"path": path, "weight": weight}}
+
+    corpora |= {"one": pairs(13), "moved": pairs(13), "two": pairs(9)}
+    moved = tmp_path / "moved.model"
+    moved.write_bytes(tokenizer_path.read_bytes())
+    base = digest(mixture=mixture("one", 1.0))
+    assert base == digest(mixture=mixture("moved", 1.0), tokenizer=str(moved))
+    assert base == digest(mixture=mixture("one", 1.0), image_size=24, visual_tokens=9, canvas=40)
+    assert base != digest(mixture=mixture("one", [[0, 1.0], [7, 2.0]]))
+    assert base != digest(mixture=mixture("one", 1.0), order="window")
+    corpora["moved"].digest = "other"
+    assert base != digest(mixture=mixture("moved", 1.0))
 
 
 def test_bad_records_are_substituted_and_counted_by_reason(corpora, config):

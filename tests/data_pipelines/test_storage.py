@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import resource
 
 import fsspec
 import pytest
@@ -39,6 +40,19 @@ def test_the_same_calls_for_both(memory, tmp_path):
         assert not storage.exists(path)
         with pytest.raises(FileNotFoundError):
             storage.read(path)
+
+
+def test_more_files_may_be_open():
+    """Eight parts of 128 open tars each are more than the usual 1,024."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        storage.allow_open_files(128)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 256
+        storage.allow_open_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_lost_connection_is_tried_again(memory, monkeypatch):

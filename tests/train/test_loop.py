@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import logging
@@ -246,12 +247,36 @@ def test_broken_pictures_are_replaced_and_counted(
         (dict(mesh=dict(replica=1, fsdp=1, tensor=8)), "config.mesh: llm/.* does not divide"),
         (dict(data__tokenizer="/nowhere.model"), "config.data: .*/nowhere.model"),
         (dict(data__splitt="x"), "config.data: .*splitt"),
+        (dict(data__dataset="abfs://no/package"), "config.data: abfs:// needs a package: pip inst"),
     ],
 )
 def test_settings_that_cannot_be_right(tiny, tmp_path, settings, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
         train(tiny("stage0_language", **settings), str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_validation_split_is_said_before_the_first_step(tiny, tmp_path, monkeypatch):
+    opened = loop.make_pipeline
+
+    def no_validation(*args, split, **options):
+        if split == "validation":
+            raise FileNotFoundError("mine/validation has no manifest.json; index it.")
+        return opened(*args, split=split, **options)
+
+    monkeypatch.setattr(loop, "make_pipeline", no_validation)
+    with pytest.raises(ConfigError, match=r"config\.data: mine/validation has no manifest"):
+        train(tiny("stage0_language", train__eval_every=4), str(tmp_path / "first"))
+    assert not lines(tmp_path / "first")
+    never = tiny("stage0_language", train__eval_every=99, train__steps=2)
+    assert train(never, str(tmp_path / "never")) == 0
+
+
+def test_records_are_counted_beyond_2_31():
+    run = loop.Run.__new__(loop.Run)
+    run.bad, run.seen = collections.Counter(broken=3), 5 * 2**32 + 7
+    run.records = np.arange(4, dtype=np.int64)
+    assert run._records()[1:] == (3, 5 * 2**32 + 7)
 
 
 def test_a_disk_that_takes_no_checkpoint_is_said(chain, tmp_path, caplog, monkeypatch):
