@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.config import DataConfig, Part, as_data_config
+from data_pipelines.config import as_data_config
 from data_pipelines.image import encode_png
 from data_pipelines.mixture import Drawn
 from data_pipelines.pipeline import (
@@ -28,7 +28,7 @@ from data_pipelines.pipeline import (
 )
 from data_pipelines.text import Tokenizer
 from internvl_jax.batch import IGNORE, IMAGE_TOKEN
-from internvl_jax.config import ConfigError, complete, run
+from internvl_jax.config import ConfigError, run
 
 BAD_RECORDS = 65
 STYLE = """
@@ -158,12 +158,14 @@ def _tokens(batch: HostBatch, name: str, i: int, used: np.ndarray, tokenizer: To
 
 
 def _main(config: Any, flags: Any) -> int:
-    stage, batch = config.stage, config.train.global_batch
-    data: dict[str, Any] = {**config.data}
-    for name in ("image_size", "text_length", "image_slots"):
-        if name in stage:
-            data[name] = stage[name]
-    data["visual_tokens"] = flags.visual_tokens
+    # Here alone the data asks what trains on it: the page must be what the run will see.
+    from internvl_jax.train.experiment import resolve
+
+    experiment = resolve(config)
+    batch = experiment.train.global_batch
+    phases = experiment.schedule()
+    stage = next((stage for until, stage in phases if flags.step < until), phases[-1][1])
+    data = experiment.data_config(stage)
     # The slice of as many hosts as leave one the examples that are asked for, or few more.
     most = max(batch // flags.examples, 1)
     hosts = max(count for count in range(1, most + 1) if batch % count == 0)
@@ -172,7 +174,7 @@ def _main(config: Any, flags: Any) -> int:
             data,
             stage.name,
             global_batch=batch,
-            seed=config.get("seed", 0),
+            seed=experiment.seed,
             split=flags.split,
             process_count=hosts,
         )
@@ -182,7 +184,7 @@ def _main(config: Any, flags: Any) -> int:
             title=f"{stage.name}, {flags.split}",
             step=flags.step,
             examples=flags.examples,
-            steps=config.train.steps,
+            steps=experiment.train.steps,
         )
         pathlib.Path(flags.out).write_text(text, "utf-8")
     except BadRecordsError as error:
@@ -195,19 +197,15 @@ def _main(config: Any, flags: Any) -> int:
 
 
 def _fill(config: Any) -> Any:
-    """Every setting of the data, so that each can be changed."""
-    if "data" in config:
-        mixture: Any = complete(config.data, DataConfig).mixture
-        for name in mixture:
-            complete(mixture[name], Part)
-    return config
+    from internvl_jax.train.experiment import completed
+
+    return completed(config)
 
 
 def _flags(flags: Any) -> None:
     flags.DEFINE_integer("examples", 24, "How many to draw.", lower_bound=1)
     flags.DEFINE_integer("step", 0, "Of which step.", lower_bound=0)
     flags.DEFINE_enum("split", "train", ["train", "validation"], "Of which split.")
-    flags.DEFINE_integer("visual_tokens", 16, "Tokens that a picture takes (finetune).")
     flags.DEFINE_string("out", "inspect.html", "Where the page goes.")
 
 

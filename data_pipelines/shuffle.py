@@ -133,6 +133,6 @@ class WindowOrder:
         return shards, np.cumsum(counts[shards])
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _small(key: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(key[1:]).permutation(key[0]).astype(np.int32)

@@ -16,6 +16,9 @@ quick = ["--xla_backend_optimization_level=0"]
 quick.append("--xla_cpu_collective_call_terminate_timeout_seconds=300")
 if version("jaxlib").startswith("0.10."):
     quick.append("--xla_cpu_use_fusion_emitters=false")  # an option that later versions lack
+# A device that waits for the others holds a thread; with as many threads as devices, XLA's choice
+# on a small machine, two programs under way can wait for each other forever.
+os.environ.setdefault("PJRT_NPROC", "32")
 # A few tests need the chip itself: INTERNVL_PLATFORM=tpu runs them on it.
 os.environ["JAX_PLATFORMS"] = os.environ.get("INTERNVL_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])

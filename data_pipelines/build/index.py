@@ -85,7 +85,8 @@ def index(
     if storage.exists(storage.join(folder, "dataset_info.json")):
         splits = tfds_splits(folder)
         main = "train" if "train" in splits else next(iter(splits))
-        targets = [(s, out if s == main else storage.join(out, s)) for s in splits]
+        named = {"val": SPLIT}  # where training looks for it
+        targets = [(s, out if s == main else storage.join(out, named.get(s, s))) for s in splits]
         targets.sort(key=lambda target: target[1] != out)
     else:
         format, files = find(folder, format)

@@ -227,6 +227,9 @@ def scan(path: str) -> Index:
                 starts.append(start // BLOCK)
                 last = parts[0]
             end = -(-(data + length) // BLOCK)
+        # Blocks of zeros end a tar; without them it may have been cut off between two members.
+        if size < BLOCK or any(file.read(size - BLOCK, size)):
+            raise BadShardError(f"{path} is cut off: its end mark is missing; fetch it again.")
     finally:
         file.close()
     return Index(np.asarray([*starts, end], np.uint32), size, changed)

@@ -61,6 +61,7 @@ def test_the_command(tokenizer_path, tmp_path):
     config = ROOT / "configs" / "stage1_contrastive.py"
     command = [sys.executable, "-m", "data_pipelines.inspect", f"--config={config}:tiny"]
     command += [f"--out={out}", "--examples=3", "--config.train.global_batch=24"]
+    command += ["--config.stage.model.qllama.vocab_size=700"]
     command += [f"--config.data.tokenizer={tokenizer_path}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = lambda *more: subprocess.run(

@@ -179,6 +179,8 @@ def header(name: bytes, kind: bytes, size: int) -> bytes:
         (header(b"x", b"x", 20) + b"99 path=a".ljust(1024, b"\0"), "broken PAX header"),
         (header(b"x", b"x", 20) + b"20 size=-000000000\n".ljust(1024, b"\0"), "broken"),
         (header(b"x", b"S", 0) + bytes(1024), "sparse member"),
+        (header(b"x.txt", b"0", 3) + b"abc".ljust(512, b"\0"), "end mark is missing"),
+        (b"", "end mark is missing"),
     ],
 )
 def test_hostile_tars(tmp_path, data, message):
