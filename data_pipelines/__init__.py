@@ -1,7 +1,7 @@
 """From raw data to global batches.
 
 ==========================  ================================================================
-`pipeline.make_pipeline`    (seed, step) -> global batch, for every stage
+`pipeline.make_pipeline`    (seed, step) -> global batch, for every stage; `drawing`: one example
 `sets`                      what samples are drawn from: corpora, concepts, packed rows
 `manifest.open_corpus`      a folder of your own, as `build` indexed or wrote it: samples by number
 `sources`                   random access to records of tars, ArrayRecord, parquet

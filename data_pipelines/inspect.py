@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.config import as_data_config
+from data_pipelines.drawing import BadRecordsError
 from data_pipelines.image import encode_png
 from data_pipelines.mixture import Drawn
 from data_pipelines.pipeline import (
-    BadRecordsError,
     HostBatch,
     Pipeline,
     make_pipeline,

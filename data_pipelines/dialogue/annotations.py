@@ -366,5 +366,5 @@ def opened(path: pathlib.Path, newline: str | None = None) -> io.TextIOWrapper:
     """
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    file = gzip.open(path) if packed else open(path, "rb")  # noqa: SIM115
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline=newline)  # type: ignore[arg-type]
+    content: Any = gzip.open(path) if packed else open(path, "rb")  # noqa: SIM115
+    return io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline=newline)

@@ -18,7 +18,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from data_pipelines.pipeline import BadRecordsError, HostBatch, Pipeline, make_pipeline
+from data_pipelines.drawing import BadRecordsError
+from data_pipelines.pipeline import HostBatch, Pipeline, make_pipeline
 from internvl_jax.checkpoint import Checkpoints, Preemption, Report
 from internvl_jax.chips import peak_flops
 from internvl_jax.config import ConfigError, to_dict

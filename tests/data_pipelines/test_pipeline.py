@@ -14,8 +14,9 @@ import pytest
 from data_pipelines import pipeline as pipelines
 from data_pipelines.config import DataConfig, as_data_config
 from data_pipelines.datasets import open_dataset
+from data_pipelines.drawing import BadRecordsError, Example, Examples
 from data_pipelines.examples import make_builder
-from data_pipelines.pipeline import BadRecordsError, Examples, Pipeline, make_pipeline
+from data_pipelines.pipeline import Pipeline, make_pipeline
 from data_pipelines.sets.captions import fits
 from data_pipelines.sets.concepts import Concepts, Pictures
 from data_pipelines.sources.memory import MemorySource
@@ -117,7 +118,7 @@ def test_every_thread_works():
 
         def __getitem__(self, number):
             together.wait(20)
-            return pipelines.Example({"x": np.asarray(number)}, number, "")
+            return Example({"x": np.asarray(number)}, number, "")
 
     pipeline = Pipeline(Waiting(), {}, global_batch=1)
     assert next(pipeline.iterate()).arrays["x"] == 0
