@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_CHUNK = 1 << 22  # elements summed at a time on the host: bounds its memory
+_CHUNK = 1 << 16  # elements summed at a time on the host: what stays in the cache
 
 
 class IntegrityError(ValueError):
@@ -127,22 +127,25 @@ def _device_sums(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 class HostFingerprint:
-    """Fingerprint of an array that passes by in pieces, in row-major order."""
+    """Fingerprint of an array that passes by in pieces, each a run of its row-major elements."""
 
     def __init__(self) -> None:
         self._sums = np.zeros(2, np.uint32)
         self._seen = 0
 
-    def update(self, piece: np.ndarray) -> None:
-        """Add the next elements.
+    def update(self, piece: np.ndarray, at: int | None = None) -> None:
+        """Add some elements.
 
         Args:
-            piece: array whose elements follow the ones already seen.
+            piece: their values.
+            at: how many elements of the array come before them; by default as many as were added,
+                so that pieces may simply follow one another.
         """
+        begin = self._seen if at is None else at
         flat = np.ascontiguousarray(piece).reshape(-1).view(_bits(piece.dtype))
         for start in range(0, flat.size, _CHUNK):
             words = flat[start : start + _CHUNK].astype(np.uint32)
-            first = self._seen + start
+            first = begin + start
             index = np.arange(first, first + words.size, dtype=np.uint64).astype(np.uint32)
             self._sums += np.stack([np.sum(t, dtype=np.uint32) for t in _terms(words, index)])
         self._seen += flat.size

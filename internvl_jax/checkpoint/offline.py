@@ -7,6 +7,9 @@ be streamed; whatever is read to its end is compared with its fingerprint.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,7 +57,7 @@ class StoredLeaf:
             row = self[index]
             host.update(row)
             yield row
-        self._check(host)
+        self.check(host)
 
     def read(self) -> np.ndarray:
         """Read and check the whole array.
@@ -67,10 +70,41 @@ class StoredLeaf:
         """
         whole, host = self[...], HostFingerprint()
         host.update(whole)
-        self._check(host)
+        self.check(host)
         return whole
 
-    def _check(self, host: HostFingerprint) -> None:
+    @property
+    def by_rows(self) -> bool:
+        """Whether one entry of the leading axis can be read without reading the others."""
+        chunk = self._store.chunk_layout.read_chunk.shape if self.shape else None
+        return not chunk or chunk[0] == 1 or self.shape[0] == 1
+
+    def copy_to(self, path: str | os.PathLike[str]) -> None:
+        """Copies the array to a plain file in row-major order, one stored chunk at a time.
+
+        For a layout in which a layer cannot be read alone (`by_rows`).
+
+        Args:
+            path: the file, of as many bytes as the array has; replaced.
+        """
+        with open(path, "wb") as file:
+            file.truncate(math.prod(self.shape) * self.dtype.itemsize)
+        chunk = self._store.chunk_layout.read_chunk.shape or self.shape
+        starts = (range(0, size, step) for size, step in zip(self.shape, chunk, strict=True))
+        for corner in itertools.product(*starts):
+            index = tuple(slice(c, c + n) for c, n in zip(corner, chunk, strict=True))
+            # Mapped anew for each chunk: what is written does not stay counted as our memory.
+            np.memmap(path, self.dtype, "r+", shape=self.shape)[index] = self[index]
+
+    def check(self, host: HostFingerprint) -> None:
+        """Compare what was read piece by piece with what was written.
+
+        Args:
+            host: has seen every element.
+
+        Raises:
+            CheckpointError: they differ.
+        """
         if host.text() != self.fingerprint:
             raise CheckpointError(
                 f"leaf {self.path} is not what was written: its bits changed in storage."

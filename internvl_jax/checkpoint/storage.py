@@ -104,7 +104,7 @@ def save_args(
     how = trees.unflatten({path: chunks(path, x) for path, x in stored.items()})
     return ocp.args.Composite(
         state=ocp.args.PyTreeSave(nested, save_args=how),
-        meta=ocp.args.JsonSave(_seal(dataclasses.asdict(meta))),
+        meta=ocp.args.JsonSave(sealed(meta)),
     )
 
 
@@ -112,8 +112,16 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _seal(document: dict[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(document))  # as it will be read: string keys, lists
+def sealed(meta: Meta) -> dict[str, Any]:
+    """What the meta file of a step holds.
+
+    Args:
+        meta: its content.
+
+    Returns:
+        JSON values, with a digest that `load_meta` checks.
+    """
+    plain = json.loads(json.dumps(dataclasses.asdict(meta)))  # as read: string keys, lists
     return {"format": 1, "sha256": _digest(plain), "content": plain}
 
 

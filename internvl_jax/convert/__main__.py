@@ -25,24 +25,48 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", metavar="FILE", type=Path, help="write the report there as well")
     export = verbs.add_parser(
         "export",
-        help="write a checkpoint's model under the official names",
-        description="Writes the model of a stage-1 or stage-2 run as a folder of safetensors, "
-        "index and config.json. Exit status: 0 written, 78 nothing was written.",
+        help="write a checkpoint's model for PyTorch",
+        description="Writes the model of a run, or of imported weights, as a folder of "
+        "safetensors with index, config, checksums and a model card. Exit status: 0 written, 78 "
+        "nothing was written.",
     )
     export.add_argument("checkpoint", metavar="CKPT", help="a run's folder, or one step's")
     export.add_argument("destination", metavar="DEST", type=Path)
-    export.add_argument("--step", type=int, help="which step (the newest)")
-    export.add_argument("--ema", action="store_true", help="take the averaged parameters")
     export.add_argument(
         "--format",
-        choices=("official", "stage1"),
+        choices=("official", "hf-native", "remote-code", "plain", "stage1"),
         default="official",
-        help="InternVL-14B's names, of which a stage-1 model fills its part, or those of the plain "
-        "stage-1 file (official)",
+        help="official: InternVL-14B's names, of which a stage-1 model fills its part. plain: a "
+        "folder that serves itself with torch and safetensors. hf-native: for transformers' own "
+        "InternVL class, vLLM and LMDeploy. remote-code: InternVLChatModel's names. stage1: the "
+        "names of the plain stage-1 file (official)",
     )
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(as stored)")
     export.add_argument("--shard-size", metavar="SIZE", type=_bytes, default="5GB", help="(5GB)")
+    export.add_argument("--step", type=int, help="which step (the newest)")
+    export.add_argument("--ema", action="store_true", help="take the averaged parameters")
+    export.add_argument("--tokenizer", metavar="FILE", type=Path, help="(the run's)")
     export.add_argument("--overwrite", action="store_true", help="replace an existing DEST")
+    into = verbs.add_parser(
+        "import",
+        help="make a checkpoint of official weights",
+        description="Recognises official weights by their config and names, checks every name and "
+        "shape, and writes a checkpoint that a run starts from. Exit status: 0 written, 78 nothing "
+        "was written.",
+    )
+    into.add_argument("source", metavar="SOURCE", help="a folder of weights, or one file")
+    into.add_argument("destination", metavar="DEST", help="work directory to create")
+    into.add_argument(
+        "--as",
+        dest="part",
+        choices=("vision", "qllama", "llm"),
+        help="what a tower or a decoder alone shall be: qllama is the text tower of stage 1 "
+        "(vision, llm)",
+    )
+    into.add_argument("--image-size", type=int, help="resize the position table for such pictures")
+    into.add_argument("--vocab-size", type=int, help="add words: each the mean of the old ones")
+    into.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(as stored)")
+    into.add_argument("--overwrite", action="store_true", help="replace the checkpoint in DEST")
     return top
 
 
@@ -59,7 +83,8 @@ def _bytes(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     arguments = parser().parse_args(argv)
-    return {"verify": _verify, "export": _export}[arguments.verb](arguments)
+    verbs = {"verify": _verify, "export": _export, "import": _import}
+    return verbs[arguments.verb](arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -92,7 +117,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from internvl_jax.checkpoint import CheckpointError
     from internvl_jax.config import ConfigError
-    from internvl_jax.convert.from_torch import WeightsError
+    from internvl_jax.convert.shards import WeightsError
     from internvl_jax.convert.to_torch import export_checkpoint
 
     try:
@@ -101,17 +126,47 @@ def _export(arguments: argparse.Namespace) -> int:
             arguments.destination,
             step=arguments.step,
             ema=arguments.ema,
-            naming={"official": "hf", "stage1": "plain"}[arguments.format],
+            format=arguments.format,
             dtype=arguments.dtype,
             shard_bytes=arguments.shard_size,
+            tokenizer=arguments.tokenizer,
             overwrite=arguments.overwrite,
+            quiet=False,
         )
-    except (CheckpointError, ConfigError, WeightsError, ValueError, OSError) as error:
+    except (CheckpointError, ConfigError, WeightsError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     print(f"{arguments.destination} is written.")
     for path in left_out:
         print(f"{path} has no name in this format and was left out.")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from internvl_jax.checkpoint import CheckpointError
+    from internvl_jax.config import ConfigError
+    from internvl_jax.convert.importing import import_weights
+    from internvl_jax.convert.shards import WeightsError
+
+    try:
+        found = import_weights(
+            arguments.source,
+            arguments.destination,
+            part=arguments.part,
+            image_size=arguments.image_size,
+            vocab_size=arguments.vocab_size,
+            dtype=arguments.dtype,
+            overwrite=arguments.overwrite,
+            quiet=False,
+        )
+    except (CheckpointError, ConfigError, WeightsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    kind = type(found.cfg).__name__.removesuffix("Config")
+    print(
+        f"{arguments.destination} is written: {kind}, {len(found.tensors):,} tensors, "
+        f"{found.cfg.param_count():,} parameters."
+    )
     return 0
 
 

@@ -59,7 +59,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "official": Format("hf", "official:files"),
-    "stage1": Format("plain", "official:files"),
+    "stage1": Format("plain", "official:stage1_files"),
     "plain": Format("runtime", "plain:files"),
     "hf-native": Format("native", "hf_native:files"),
     "remote-code": Format("remote", "remote_code:files"),

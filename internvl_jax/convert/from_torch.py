@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvl_jax.convert.key_maps import KeyMap, ModelConfig, definition, key_map, some
-from internvl_jax.convert.names import Shape
+from internvl_jax.convert.key_maps import Entry, KeyMap, ModelConfig, definition, key_map, some
+from internvl_jax.convert.shards import Shape, Shard, WeightsError
+from internvl_jax.convert.transpose import contiguous
 from internvl_jax.models.compute import Compute
 from internvl_jax.tree import flatten, unflatten
 
+__all__ = ["Tensors", "WeightsError", "check", "load", "module", "rows"]
+
 # Buffers that old LLaMA files carry and nothing reads: the rotary frequencies are computed.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")
-
-
-class WeightsError(ValueError):
-    """Files that are not the weights of the model; the message is one sentence."""
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -37,7 +36,7 @@ class Tensors(Mapping[str, np.ndarray]):
         self._file: dict[str, Any] = {}
         self.shapes: dict[str, Shape] = {}
         for path in _files(self.source):
-            opened = _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
+            opened = Shard(path) if path.suffix == ".safetensors" else _Pickle(path)
             for name, shape in opened.shapes.items():
                 if name in self.shapes:
                     raise WeightsError(f"{self.source} holds the tensor {name} twice.")
@@ -60,8 +59,12 @@ def _files(source: Path) -> list[Path]:
         raise WeightsError(f"{source} does not exist: give a weight file or a folder of them.")
     indices = [*source.glob("*.safetensors.index.json"), *source.glob("*.bin.index.json")]
     if indices:
-        index = json.loads(indices[0].read_text())
-        files = [source / name for name in sorted(set(index["weight_map"].values()))]
+        try:
+            listed = set(json.loads(indices[0].read_text())["weight_map"].values())
+            # A name with a folder in it could point anywhere.
+            files = [source / Path(name).name for name in sorted(listed)]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise WeightsError(f"{indices[0]} is not an index of weight files.") from None
         for path in files:
             if not path.is_file():
                 raise WeightsError(f"{source} lacks {path.name}, which {indices[0].name} lists.")
@@ -70,21 +73,6 @@ def _files(source: Path) -> list[Path]:
         if files := sorted(source.glob(pattern)):
             return files
     raise WeightsError(f"{source} holds no .safetensors, .bin or .pth file.")
-
-
-class _Safetensors:
-    def __init__(self, path: Path):
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._handle = safe_open(path, "np")
-            names = self._handle.keys()
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
-        self.shapes = {n: tuple(self._handle.get_slice(n).get_shape()) for n in names}
-
-    def read(self, name: str) -> np.ndarray:
-        return self._handle.get_tensor(name)
 
 
 class _Pickle:
@@ -98,11 +86,13 @@ class _Pickle:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(f"{path} cannot be read as plain weights: {reason}") from None
         for wrapper in ("state_dict", "model", "module"):
-            if isinstance(state.get(wrapper), dict):
+            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
+        if not isinstance(state, dict):
+            raise WeightsError(f"{path} holds no table of tensors.")
         self._state = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
         self.shapes = {n: tuple(t.shape) for n, t in self._state.items()}
 
@@ -142,6 +132,52 @@ def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str 
         raise WeightsError(f"{where} does not fit the model: it {'; it '.join(faults)}.")
 
 
+def rows(
+    keys: KeyMap, path: str, tensors: Mapping[str, np.ndarray], dtype: Any = None
+) -> Iterator[np.ndarray]:
+    """One of our leaves out of official tensors, each of which is read once.
+
+    Args:
+        keys: the map of names.
+        path: the leaf's.
+        tensors: official tensors by name.
+        dtype: of the result; None keeps the tensors'.
+
+    Yields:
+        ``leaf[0]``, ``leaf[1]``, … of a stacked leaf, or the whole of one that is not stacked.
+
+    Raises:
+        WeightsError: if the leaf's tensors are of several types and no dtype is given.
+    """
+    stacked = "/layers/" in f"/{path}"
+    shape = tuple(keys.ours[path].shape)
+    parts: dict[int | None, list[tuple[tuple[Any, ...], Entry]]] = {}
+    for entry in keys.of(path):
+        index, at = (entry.at[0], entry.at[1:]) if stacked else (None, entry.at)
+        parts.setdefault(index, []).append((at, entry))
+    before = None
+    for index in sorted(parts, key=lambda i: i or 0):
+        row = None
+        for at, entry in parts[index]:
+            tensor = tensors[entry.name]
+            if dtype is None and before not in (None, tensor.dtype):
+                raise WeightsError(
+                    f"{entry.name} is {tensor.dtype} where its neighbours are {before}: say which "
+                    "dtype they all shall have."
+                )
+            before = tensor.dtype
+            if dtype is not None:
+                tensor = tensor.astype(dtype, copy=False)
+            if not at:
+                row = contiguous(entry.how.to_ours(tensor, shape[1:] if stacked else shape))
+                continue
+            if row is None:
+                row = np.empty(shape[1:] if stacked else shape, tensor.dtype)
+            row[at] = entry.how.to_ours(tensor, row[at].shape)
+        assert row is not None
+        yield row
+
+
 def load(
     tensors: Mapping[str, np.ndarray] | str | Path,
     cfg: ModelConfig,
@@ -150,7 +186,7 @@ def load(
     keys: KeyMap | None = None,
     dtype: Any = np.float32,
 ) -> dict[str, Any]:
-    """Official weights as our parameters.
+    """Official weights as our parameters, all in memory.
 
     Args:
         tensors: `Tensors`, any mapping of official names to arrays, or a path of one.
@@ -168,21 +204,16 @@ def load(
     if isinstance(tensors, (str, Path)):
         tensors = Tensors(tensors)
     keys = key_map(cfg, naming) if keys is None else keys
-    if isinstance(tensors, Tensors):
-        check(tensors.shapes, keys.shapes, tensors.source)
+    if hasattr(tensors, "shapes"):
+        where = getattr(tensors, "source", "The mapping of weights")
+        check(tensors.shapes, keys.shapes, where)  # type: ignore[attr-defined]
     else:
-        check(
-            {n: tuple(np.shape(t)) for n, t in tensors.items()},
-            keys.shapes,
-            "The mapping of weights",
-        )
+        found = {n: tuple(np.shape(t)) for n, t in tensors.items()}
+        check(found, keys.shapes, "The mapping of weights")
     flat: dict[str, np.ndarray] = {}
-    for name, entry in keys.entries.items():
-        tensor = tensors[name]
-        if entry.path not in flat:
-            shape = keys.ours[entry.path].shape
-            flat[entry.path] = np.empty(shape, tensor.dtype if dtype is None else dtype)
-        keys.to_ours(flat[entry.path], name, tensor)
+    for path in dict.fromkeys(entry.path for entry in keys.entries.values()):
+        read = rows(keys, path, tensors, dtype)
+        flat[path] = np.stack(list(read)) if "/layers/" in f"/{path}" else next(read)
     return unflatten(flat)
 
 

@@ -225,10 +225,9 @@ class KeyMap:
         entry = self.entries[name]
         return np.array(entry.how.to_official(np.asarray(params[entry.path][entry.at])), order="C")
 
-    def to_ours(self, leaf: np.ndarray, name: str, tensor: np.ndarray) -> None:
-        """Writes one official tensor into its place in our leaf."""
-        entry = self.entries[name]
-        leaf[entry.at] = entry.how.to_ours(tensor, leaf[entry.at].shape)
+    def of(self, path: str) -> list[Entry]:
+        """The official tensors that hold one of our leaves."""
+        return [entry for entry in self.entries.values() if entry.path == path]
 
 
 def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None) -> KeyMap:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from internvl_jax.convert.transpose import contiguous
+
 Shape = tuple[int, ...]
 
 
@@ -29,7 +31,7 @@ class Linear:
         return x.reshape(math.prod(x.shape[: self.inputs]), -1).T
 
     def to_ours(self, x: np.ndarray, ours: Shape) -> np.ndarray:
-        return x.T.reshape(ours)
+        return contiguous(x.T).reshape(ours)
 
 
 @dataclasses.dataclass(frozen=True)

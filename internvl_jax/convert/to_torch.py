@@ -1,36 +1,38 @@
-"""Our parameters -> a folder of official PyTorch weights: safetensors, index, config.json."""
+"""Our parameters -> a folder for PyTorch: safetensors, index, config and what else belongs to it.
+
+Tensors are made and written one after another in the order of the layers, so that memory holds a
+few of them, whatever the size of the model.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
 from internvl_jax import __version__
 from internvl_jax.checkpoint import iter_leaves
 from internvl_jax.checkpoint.storage import find_step, load_meta
-from internvl_jax.convert.architectures import official_config
-from internvl_jax.convert.from_torch import WeightsError
+from internvl_jax.convert.describe import model_of
+from internvl_jax.convert.formats import FORMATS, About, Files
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, some
-from internvl_jax.models.intern_vit import VitConfig
-from internvl_jax.models.internvl import InternVLConfig
-from internvl_jax.stages.registry import stage_from_config
+from internvl_jax.convert.shards import DTYPES, WeightsError, divide, write
+from internvl_jax.convert.stream import ArrayRows, Rows, ahead, stored_rows
+from internvl_jax.convert.transpose import contiguous
+from internvl_jax.observe.progress import ByteProgress
 from internvl_jax.tree import flatten
 
-DTYPES: dict[str, Any] = {
-    "float32": np.float32,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float16": np.float16,
-}
+FLOATS = {str(DTYPES[name]): DTYPES[name] for name in ("F32", "BF16", "F16")}
 SHARD_BYTES = 5 * 10**9
 
 
@@ -39,55 +41,68 @@ def export(
     cfg: ModelConfig,
     destination: str | Path,
     *,
-    naming: str = "hf",
+    format: str = "official",
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    about: About | None = None,
     metadata: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    quiet: bool = True,
 ) -> tuple[str, ...]:
-    """Writes official weights, all of them or nothing.
+    """Writes a model for PyTorch, all of it or nothing.
 
     Everything is written beside the destination and renamed at the end, so that an interrupted
     export never leaves a folder that looks complete.
 
     Args:
-        params: our parameters, nested or by path; whatever has a shape and can be sliced.
+        params: our parameters, nested or by path: arrays, or `stream.Rows`.
         cfg: their architecture.
         destination: folder to create.
-        naming: ``hf`` (InternVL-14B, of which a stage-1 model fills its part; bare InternViT) or
-            ``plain`` (the stage-1 file of the two towers).
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each parameter's.
+        format: one of `formats.FORMATS`.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each parameter's. Scalars (the
+            temperature) keep float32.
         shard_bytes: largest file; a tensor that is larger has a file of its own.
+        about: what else is known of the model.
         metadata: text to put into each file's header.
-        config: entries to add to ``config.json``.
         overwrite: replace an existing folder.
+        quiet: show no progress.
 
     Returns:
-        Our leaves that were left out because the naming has no place for them.
+        Our leaves that were left out because the format has no place for them.
 
     Raises:
-        WeightsError: if the parameters are not those of the architecture, or the folder exists.
+        WeightsError: if the parameters are not those of the architecture, the format cannot hold
+            them, or the folder exists.
+        CheckpointError: if what was read from a checkpoint is not what was written to it.
     """
     destination = Path(destination)
-    if dtype is not None and dtype not in DTYPES:
-        raise WeightsError(f"The dtype {dtype!r} cannot be written: use {', '.join(DTYPES)}.")
+    if dtype is not None and dtype not in FLOATS:
+        raise WeightsError(f"The dtype {dtype!r} cannot be written: use {', '.join(FLOATS)}.")
     if destination.exists() and not overwrite:
         raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
-    if not isinstance(cfg, (InternVLConfig, VitConfig)):
-        raise WeightsError("Only InternVL and InternViT models have official names to export to.")
-    keys = key_map(cfg, naming)
-    flat = _checked(params, keys)
-    described = {**official_config(cfg, naming), **(config or {})}
+    form = FORMATS[format]
+    try:
+        keys = key_map(cfg, form.naming)
+    except ValueError as error:
+        raise WeightsError(f"The format {format!r} cannot hold this model: {error}") from None
+    rows = _checked(params, keys)
+    layout = _layout(keys, rows, dtype)
+    widest = max((d for _, d in layout.values()), key=lambda d: d.itemsize, default=None)
+    about = About(cfg) if about is None else about
+    about = About(**{**vars(about), "dtype": dtype or str(widest)})
+    beside = form.files(about)
 
     destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}.unfinished-"
-    working = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+    for abandoned in destination.parent.glob(f".{destination.name}.unfinished-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    working = Path(
+        tempfile.mkdtemp(prefix=f".{destination.name}.unfinished-", dir=destination.parent)
+    )
     try:
-        _write(working, flat, keys, dtype, shard_bytes, dict(metadata or {}))
-        kinds = sorted({str(np.dtype((dtype and DTYPES[dtype]) or flat[p].dtype)) for p in flat})
-        described["torch_dtype"] = kinds[0] if len(kinds) == 1 else "float32"
-        _save_json(working / "config.json", described)
+        digests = _lay_down(working, beside)
+        digests |= _write(working, rows, keys, layout, shard_bytes, dict(metadata or {}), quiet)
+        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+        (working / "checksums.sha256").write_text(listed)
         working.chmod(0o755)
         _replace(working, destination)
     finally:
@@ -101,18 +116,21 @@ def export_checkpoint(
     *,
     step: int | None = None,
     ema: bool = False,
-    naming: str = "hf",
+    format: str = "official",
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
+    tokenizer: str | Path | None = None,
     overwrite: bool = False,
+    quiet: bool = True,
 ) -> tuple[str, ...]:
-    """Exports the model of a stage-1 or stage-2 run; no device is touched.
+    """Exports the model of a run, or of imported weights; no device is touched.
 
     Args:
         source: a run's work directory, its ``checkpoints`` directory, or one step's.
-        destination, naming, dtype, shard_bytes, overwrite: see `export`.
+        destination, format, dtype, shard_bytes, overwrite, quiet: see `export`.
         step: which checkpoint; the newest by default.
         ema: take the moving average of the trained parameters where there is one.
+        tokenizer: the model's tokenizer; by default the one that the run names, if it is there.
 
     Returns:
         As `export`.
@@ -120,43 +138,53 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         ConfigError: its description of the stage cannot be right.
-        WeightsError: as `export`, or the stage's model has no official names.
+        WeightsError: as `export`.
     """
     meta = load_meta(find_step(source, step))
-    stage = stage_from_config(meta.user.get("stage", {}), f"the stage in {source}")
-    cfg = getattr(stage, "model", None)
-    if not isinstance(cfg, InternVLConfig):
-        raise WeightsError(
-            f"{source} is a run of the stage {stage.name!r}: only models of the contrastive and "
-            "the generative stage can be exported."
-        )
-    flat: dict[str, Any] = {}
-    roots = ("ema", "params", "frozen") if ema else ("params", "frozen")
-    leaves = {leaf.path: leaf for leaf in iter_leaves(source, meta.step)}
-    for root in roots:
-        for path, leaf in leaves.items():
-            inner = path.removeprefix(f"{root}/")
-            if path != inner and inner not in flat:
-                flat[inner] = leaf.read()
-    metadata = {
-        "stage": stage.name,
-        "step": str(meta.step),
-        "library": f"internvl_jax {__version__}",
-    }
-    return export(
-        flat,
-        cfg,
-        destination,
-        naming=naming,
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-        metadata=metadata,
-        overwrite=overwrite,
+    cfg, prefix = model_of(meta.user, source)
+    stage, data = meta.user.get("stage", {}), meta.user.get("experiment", {}).get("data", {})
+    named = data.get("tokenizer")
+    if tokenizer is not None and not Path(tokenizer).is_file():
+        raise WeightsError(f"The tokenizer {tokenizer} is no file: name the .model or .json file.")
+    if tokenizer is None and named and Path(named).is_file():
+        tokenizer = named
+    origin = f"Step {meta.step:,} of {Path(source).name}" + (
+        f", stage {stage['name']!r}" if stage.get("name") else ""
     )
+    about = About(
+        cfg,
+        stage,
+        data,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        origin=f"{origin}, written by internvl_jax {__version__}.",
+    )
+    metadata = {"step": str(meta.step), "library": f"internvl_jax {__version__}"}
+    if stage.get("name"):
+        metadata["stage"] = stage["name"]
+    chosen: dict[str, Any] = {}
+    stored = {leaf.path: leaf for leaf in iter_leaves(source, meta.step)}
+    for root in ("ema", "params", "frozen") if ema else ("params", "frozen"):
+        start = f"{root}/{prefix}"
+        for path, leaf in stored.items():
+            if path.startswith(start):
+                chosen.setdefault(path.removeprefix(start), leaf)
+    with stored_rows(chosen, Path(destination)) as rows:
+        return export(
+            rows,
+            cfg,
+            destination,
+            format=format,
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            about=about,
+            metadata=metadata,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
 
 
-def _checked(params: Mapping[str, Any], keys: KeyMap) -> dict[str, Any]:
-    flat = flatten(params)
+def _checked(params: Mapping[str, Any], keys: KeyMap) -> dict[str, Rows]:
+    flat: dict[str, Any] = dict(flatten(params))
     faults = []
     for what, paths in (
         ("lack", [p for p in keys.ours if p not in flat]),
@@ -167,59 +195,110 @@ def _checked(params: Mapping[str, Any], keys: KeyMap) -> dict[str, Any]:
             faults.append(f"{what} {some(paths)}")
     if faults:
         raise WeightsError(f"The parameters do not fit the model: they {'; they '.join(faults)}.")
-    return {p: np.asarray(x) if isinstance(x, jax.Array) else x for p, x in flat.items()}
+    return {p: x if isinstance(x, Rows) else ArrayRows(x) for p, x in flat.items()}
+
+
+def _natural(name: str) -> list[Any]:
+    return [(int(x), "") if x.isdigit() else (-1, x) for x in re.split(r"(\d+)", name)]
+
+
+def _layout(
+    keys: KeyMap, rows: Mapping[str, Rows], dtype: str | None
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every tensor, in the order of writing: layer by layer."""
+    layout = {}
+    for name in sorted(keys.entries, key=_natural):
+        shape, stored = keys.shapes[name], rows[keys.entries[name].path].dtype
+        chosen = stored if dtype is None or not shape else FLOATS[dtype]
+        layout[name] = (shape, chosen)
+    return layout
+
+
+def _tensors(
+    keys: KeyMap, rows: Mapping[str, Rows], layout: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+) -> Iterator[np.ndarray]:
+    """The tensors of a layout, a row being read once and forgotten after its last tensor."""
+    uses: dict[tuple[str, int | None], int] = {}
+    place = {}
+    for name in layout:
+        entry = keys.entries[name]
+        # Only a stacked leaf's first index is a layer; a part's own is not.
+        stacked = "/layers/" in f"/{entry.path}"
+        index, at = (entry.at[0], entry.at[1:]) if stacked else (None, entry.at)
+        place[name] = entry.path, index, at
+        uses[entry.path, index] = uses.get((entry.path, index), 0) + 1
+    held: dict[tuple[str, int | None], np.ndarray] = {}
+    for name, (_, dtype) in layout.items():
+        path, index, at = place[name]
+        key = path, index
+        if key not in held:
+            held[key] = rows[path].row(index)
+        x = keys.entries[name].how.to_official(np.asarray(held[key][at]))
+        uses[key] -= 1
+        if not uses[key]:
+            del held[key]
+        yield contiguous(x.astype(dtype, order="K", copy=False))
+    for path in {path for path, _, _ in place.values()}:
+        rows[path].finish()
 
 
 def _write(
     folder: Path,
-    flat: Mapping[str, Any],
+    rows: Mapping[str, Rows],
     keys: KeyMap,
-    dtype: str | None,
+    layout: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     shard_bytes: int,
     metadata: dict[str, str],
-) -> None:
-    def size(name: str) -> int:
-        stored = flat[keys.entries[name].path].dtype if dtype is None else np.dtype(DTYPES[dtype])
-        return int(np.prod(keys.shapes[name], dtype=np.int64)) * stored.itemsize
+    quiet: bool,
+) -> dict[str, str]:
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
+    progress = None if quiet else ByteProgress(sum(sizes.values()), "exporting")
 
-    shards = list(_shards({name: size(name) for name in sorted(keys.entries)}, shard_bytes))
-    weight_map = {}
-    for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name in names:
-            tensor = keys.to_official(flat, name)
-            tensors[name] = tensor if dtype is None else tensor.astype(DTYPES[dtype])
-            weight_map[name] = file
-        # The official loaders read nothing without this entry.
-        save_file(tensors, folder / file, metadata={"format": "pt", **metadata})
-    total = {"total_size": sum(map(size, weight_map))}
+    def counted(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        done = 0
+        for x in arrays:
+            yield x
+            done += x.nbytes
+            if progress is not None:
+                progress.show(done, {})
+
+    files = divide(sizes, shard_bytes)
+    weight_map, digests = {}, {}
+    with contextlib.closing(ahead(_tensors(keys, rows, layout))) as arrays:
+        passing = counted(arrays)
+        for number, names in enumerate(files, 1):
+            file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            weight_map |= dict.fromkeys(names, file)
+            # The official loaders read nothing without the first entry.
+            header = {"format": "pt", **metadata}
+            digests[file] = write(folder / file, names, layout, passing, header)
+        next(passing, None)  # runs the comparison with the fingerprints
+    if progress is not None:
+        progress.close()
+    total = {"total_size": sum(sizes.values())}
     index = {"metadata": {**total, **metadata}, "weight_map": weight_map}
-    _save_json(folder / "model.safetensors.index.json", index)
+    name = "model.safetensors.index.json"
+    return digests | _lay_down(folder, {name: (json.dumps(index, indent=2) + "\n").encode()})
 
 
-def _shards(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    filled = 0
-    for name, size in sizes.items():
-        if names and filled + size > limit:
-            yield names
-            names, filled = [], 0
-        names.append(name)
-        filled += size
-    if names:
-        yield names
-
-
-def _save_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def _lay_down(folder: Path, files: Files) -> dict[str, str]:
+    """Writes small files; returns their digests."""
+    digests = {}
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = content.read_bytes() if isinstance(content, Path) else content
+        path.write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    return digests
 
 
 def _replace(working: Path, destination: Path) -> None:
     """Renames the finished folder into place; an older one goes only once the new one stands."""
-    for path in working.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in working.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     if not destination.exists():
         working.rename(destination)
         return

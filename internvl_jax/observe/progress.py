@@ -125,6 +125,35 @@ class Progress:
             self._width = 0
 
 
+class ByteProgress(Progress):
+    """The same for bytes that are read and written.
+
+    Args:
+        total: bytes in all.
+        title: in front of the line.
+        out: text stream to write to; stderr by default.
+    """
+
+    def __init__(self, total: int, title: str, out: Any = None):
+        super().__init__(total, 1, title=title, every=10.0, out=out)
+        self._began = self._clock()
+
+    def show(self, step: int, values: Mapping[str, float], *, force: bool = False) -> None:
+        """As `Progress.show`; says nothing of what is done within a second."""
+        if force or self._clock() - self._began > 1.0:
+            super().show(step, values, force=force)
+
+    def line(self, step: int, values: Mapping[str, float]) -> str:
+        """For example ``exporting  12.30/27.67 GB (44 %)  0.31 GB/s  50 s left``."""
+        percent = 100 * step // max(self._total, 1)
+        parts = [self._title, f"{step / 1e9:.2f}/{self._total / 1e9:.2f} GB ({percent} %)"]
+        if (rate := self.rate()) is not None:
+            parts.append(f"{rate / 1e9:.2f} GB/s")
+            if step < self._total:
+                parts.append(f"{duration((self._total - step) / rate)} left")
+        return "  ".join(parts)
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: 42 s, 3 min 10 s, 5 h 02 min, 12 d 3 h."""
     s = round(seconds)

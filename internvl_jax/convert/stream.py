@@ -1,0 +1,158 @@
+"""Parameters read by rows, so that a model never has to fit into memory.
+
+A row is what one layer holds of a stacked leaf, or a whole leaf that is not stacked.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+import queue
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from internvl_jax.checkpoint.integrity import HostFingerprint
+from internvl_jax.checkpoint.offline import StoredLeaf
+
+T = TypeVar("T")
+
+
+class Rows(abc.ABC):
+    """A leaf that is read by rows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abc.abstractmethod
+    def row(self, index: int | None) -> np.ndarray:
+        """One layer of a stacked leaf; None for the whole of one that is not stacked."""
+
+    def finish(self) -> None:
+        """Raises CheckpointError if what was read is not what was written."""
+
+
+class ArrayRows(Rows):
+    """An array in memory."""
+
+    def __init__(self, array: Any):
+        self._array = array
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+
+    def row(self, index: int | None) -> np.ndarray:
+        return np.asarray(self._array if index is None else self._array[index])
+
+
+class StoredRows(Rows):
+    """A leaf of a checkpoint, its fingerprint summed up beside the reading.
+
+    Args:
+        leaf: the leaf.
+        sums: one thread that fingerprints are computed in.
+        scratch: folder for a leaf whose layers cannot be read alone (`StoredLeaf.by_rows`); it is
+            laid down there as a plain file first.
+    """
+
+    def __init__(self, leaf: StoredLeaf, sums: ThreadPoolExecutor, scratch: Path):
+        self._leaf, self._sums, self._scratch = leaf, sums, scratch
+        self.shape, self.dtype = leaf.shape, leaf.dtype
+        self._host = HostFingerprint()
+        self._seen: set[int | None] = set()
+        self._pending: list[Future[None]] = []
+        self._copy: Path | None = None
+
+    def row(self, index: int | None) -> np.ndarray:
+        if index is None or self._leaf.by_rows:
+            x = self._leaf[... if index is None else index]
+        else:
+            x = self._copied(index)
+        if index not in self._seen:
+            self._seen.add(index)
+            self._pending.append(self._sums.submit(self._host.update, x, (index or 0) * x.size))
+        # What is not summed up yet is still in memory.
+        while len(self._pending) > 1:
+            self._pending.pop(0).result()
+        return x
+
+    def _copied(self, index: int) -> np.ndarray:
+        if self._copy is None:
+            self._copy = self._scratch / self._leaf.path.replace("/", ".")
+            self._leaf.copy_to(self._copy)
+        shape = self.shape[1:]
+        count = math.prod(shape)
+        offset = index * count * self.dtype.itemsize
+        return np.fromfile(self._copy, self.dtype, count, offset=offset).reshape(shape)
+
+    def finish(self) -> None:
+        for future in self._pending:
+            future.result()
+        self._pending.clear()
+        if self._copy is not None:
+            self._copy.unlink()
+            self._copy = None
+        if self._seen == {None} or len(self._seen) == self.shape[0]:
+            self._leaf.check(self._host)
+
+
+@contextlib.contextmanager
+def stored_rows(leaves: Mapping[str, StoredLeaf], beside: Path) -> Iterator[dict[str, Rows]]:
+    """Opens leaves of a checkpoint for reading by rows.
+
+    Args:
+        leaves: by the path that they shall have.
+        beside: scratch space is made next to this path.
+    """
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        ThreadPoolExecutor(1) as sums,
+        tempfile.TemporaryDirectory(prefix=f".{beside.name}.scratch-", dir=beside.parent) as folder,
+    ):
+        yield {p: StoredRows(leaf, sums, Path(folder)) for p, leaf in leaves.items()}
+
+
+def ahead(items: Iterable[T], size: int = 2) -> Iterator[T]:
+    """The same items, the next few of them made in another thread meanwhile.
+
+    Args:
+        items: what to go through; an exception in it is raised here.
+        size: how many may wait.
+    """
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(size)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:
+            put((False, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="ahead")
+    thread.start()
+    try:
+        while True:
+            more, item = waiting.get()
+            if more:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        stopped.set()
+        thread.join()
