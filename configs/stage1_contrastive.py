@@ -105,9 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
         keep_every=25_000,
     )
     # Chinese-LLaMA/Alpaca's decoder, imported into a checkpoint; the vision tower is random.
-    config.init = dict(
-        sources=(dict(path="checkpoints/chinese_alpaca_7b", rename=(("llm", "qllama"),)),)
-    )
+    config.init = dict(sources=(dict(path="checkpoints/chinese_alpaca_7b"),))
     config.init.new_ok = (r"vision/.*", r"clip_projector/.*", r"text_projection", r"logit_scale")
     config.data = dict(
         dataset="",

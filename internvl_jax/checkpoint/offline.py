@@ -89,7 +89,8 @@ class StoredLeaf:
         """
         with open(path, "wb") as file:
             file.truncate(math.prod(self.shape) * self.dtype.itemsize)
-        chunk = self._store.chunk_layout.read_chunk.shape or self.shape
+        stored = self._store.chunk_layout.read_chunk.shape
+        chunk = [n or size for n, size in zip(stored or self.shape, self.shape, strict=True)]
         starts = (range(0, size, step) for size, step in zip(self.shape, chunk, strict=True))
         for corner in itertools.product(*starts):
             index = tuple(slice(c, c + n) for c, n in zip(corner, chunk, strict=True))

@@ -91,7 +91,9 @@ class StepWriter:
         for future in (*pending, *sums):
             future.result()
         if row_count != math.prod(shape):
-            raise CheckpointError(f"leaf {path} was given {row_count} of its values; this is a bug.")
+            raise CheckpointError(
+                f"leaf {path} was given {row_count} of its values; this is a bug."
+            )
         self._leaves[path] = Leaf(shape, dtype.name, host.text())
 
     def _open(

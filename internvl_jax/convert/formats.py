@@ -49,7 +49,7 @@ class Format:
     writer: str
 
     def files(self, about: About) -> Files:
-        """What lies beside the weights. Raises WeightsError for a model the format has no place for."""
+        """What lies beside the weights. Raises WeightsError for a model it has no place for."""
         module, function = self.writer.split(":")
         write: Callable[[About], Files] = getattr(
             importlib.import_module(f"internvl_jax.convert.{module}"), function

@@ -167,26 +167,16 @@ def _write(
     quiet: bool,
 ) -> None:
     chosen = None if dtype is None else FLOATS[dtype]
-    total = sum(math.prod(shape) for shape in shapes.values())
-    progress, done = None, 0
+    smallest = min(keys.entries, key=lambda name: math.prod(keys.shapes[name]))
+    itemsize = (found.tensors[smallest].dtype if chosen is None else chosen).itemsize
+    total = itemsize * sum(math.prod(shape) for shape in shapes.values())
+    progress = ByteProgress(total, "importing", quiet=quiet)
     for path in dict.fromkeys(entry.path for entry in keys.entries.values()):
         with contextlib.closing(ahead(_fitted(keys, path, shapes[path], found, chosen))) as read:
             first = next(read)
-            if progress is None and not quiet:
-                progress = ByteProgress(total * first.itemsize, "importing")
-
-            def counted(read: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-                nonlocal done
-                for row in read:
-                    yield row
-                    done += row.nbytes
-                    if progress is not None:
-                        progress.show(done, {})
-
-            every = counted(itertools.chain([first], read))
+            every = progress.counting(itertools.chain([first], read))
             writer.leaf(prefix + path, shapes[path], first.dtype, every)
-    if progress is not None:
-        progress.close()
+    progress.close()
 
 
 def _fitted(

@@ -11,7 +11,7 @@ import math
 import queue
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ class Rows(abc.ABC):
 
     def finish(self) -> None:
         """Raises CheckpointError if what was read is not what was written."""
+        return
 
 
 class ArrayRows(Rows):
@@ -116,7 +117,7 @@ def stored_rows(leaves: Mapping[str, StoredLeaf], beside: Path) -> Iterator[dict
         yield {p: StoredRows(leaf, sums, Path(folder)) for p, leaf in leaves.items()}
 
 
-def ahead(items: Iterable[T], size: int = 2) -> Iterator[T]:
+def ahead(items: Iterable[T], size: int = 2) -> Generator[T, None, None]:
     """The same items, the next few of them made in another thread meanwhile.
 
     Args:

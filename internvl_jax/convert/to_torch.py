@@ -23,6 +23,7 @@ import numpy as np
 from internvl_jax import __version__
 from internvl_jax.checkpoint import iter_leaves
 from internvl_jax.checkpoint.storage import find_step, load_meta
+from internvl_jax.convert.card import card
 from internvl_jax.convert.describe import model_of
 from internvl_jax.convert.formats import FORMATS, About, Files
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, some
@@ -91,6 +92,7 @@ def export(
     about = About(cfg) if about is None else about
     about = About(**{**vars(about), "dtype": dtype or str(widest)})
     beside = form.files(about)
+    beside.setdefault("README.md", card(about, format, len(keys.entries)))
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in destination.parent.glob(f".{destination.name}.unfinished-*"):
@@ -252,20 +254,11 @@ def _write(
     quiet: bool,
 ) -> dict[str, str]:
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
-    progress = None if quiet else ByteProgress(sum(sizes.values()), "exporting")
-
-    def counted(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        done = 0
-        for x in arrays:
-            yield x
-            done += x.nbytes
-            if progress is not None:
-                progress.show(done, {})
-
+    progress = ByteProgress(sum(sizes.values()), "exporting", quiet=quiet)
     files = divide(sizes, shard_bytes)
     weight_map, digests = {}, {}
     with contextlib.closing(ahead(_tensors(keys, rows, layout))) as arrays:
-        passing = counted(arrays)
+        passing = progress.counting(arrays)
         for number, names in enumerate(files, 1):
             file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
             weight_map |= dict.fromkeys(names, file)
@@ -273,8 +266,7 @@ def _write(
             header = {"format": "pt", **metadata}
             digests[file] = write(folder / file, names, layout, passing, header)
         next(passing, None)  # runs the comparison with the fingerprints
-    if progress is not None:
-        progress.close()
+    progress.close()
     total = {"total_size": sum(sizes.values())}
     index = {"metadata": {**total, **metadata}, "weight_map": weight_map}
     name = "model.safetensors.index.json"

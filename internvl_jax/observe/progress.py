@@ -6,8 +6,10 @@ import collections
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 _WINDOW = 60.0  # seconds over which the rate is measured
 
@@ -131,17 +133,26 @@ class ByteProgress(Progress):
     Args:
         total: bytes in all.
         title: in front of the line.
+        quiet: show nothing.
         out: text stream to write to; stderr by default.
     """
 
-    def __init__(self, total: int, title: str, out: Any = None):
+    def __init__(self, total: int, title: str, *, quiet: bool = False, out: Any = None):
         super().__init__(total, 1, title=title, every=10.0, out=out)
+        self._quiet = quiet
         self._began = self._clock()
+        self._done = 0
 
-    def show(self, step: int, values: Mapping[str, float], *, force: bool = False) -> None:
-        """As `Progress.show`; says nothing of what is done within a second."""
-        if force or self._clock() - self._began > 1.0:
-            super().show(step, values, force=force)
+    def counting(self, arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same arrays, each counted once the next one is asked for.
+
+        Nothing is said of what is done within a second.
+        """
+        for x in arrays:
+            yield x
+            self._done += x.nbytes
+            if not self._quiet and self._clock() - self._began > 1.0:
+                self.show(self._done, {})
 
     def line(self, step: int, values: Mapping[str, float]) -> str:
         """For example ``exporting  12.30/27.67 GB (44 %)  0.31 GB/s  50 s left``."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 
-from internvl_jax.checkpoint import Checkpoints
+from internvl_jax.checkpoint import Checkpoints, iter_leaves
 from internvl_jax.convert import to_torch
 from internvl_jax.convert.__main__ import main
 from internvl_jax.convert.architectures import model_config
@@ -224,3 +227,55 @@ def test_shard_sizes_are_read_strictly(size: str, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["export", "a", "b", "--shard-size", size])
     assert "write for example 5GB" in capsys.readouterr().err
+
+
+def test_leaves_that_are_not_stored_by_layers_are_laid_down_first(tmp_path: Path) -> None:
+    """Foreign checkpoints: here Orbax' own layout, with all layers in each of four chunks."""
+    params = parameters(G)
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4])
+
+    def spread(x: np.ndarray) -> jax.Array:
+        axis = next((i for i in range(1, x.ndim) if x.shape[i] % 4 == 0), None)
+        spec = [None] * x.ndim
+        if axis is not None:
+            spec[axis] = "d"
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    manager = Checkpoints(str(tmp_path / "run"), stacked=lambda path: False)
+    state = {"params": unflatten({p: spread(x) for p, x in params.items()})}
+    stage = GenerativeStage(model=G, text_length=8, image_size=14)
+    manager.save(3, state, {"stage": stage_to_config(stage)})
+    manager.close()
+    foreign = [leaf for leaf in iter_leaves(tmp_path / "run") if not leaf.by_rows]
+    assert len(foreign) > 10
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert_same(read_back(tmp_path / "out"), params)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_a_flipped_bit_stops_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Large enough for the values to lie in the file as they are.
+    large = dataclasses.replace(G, vision=dataclasses.replace(VIT, mlp_dim=400))
+    params = parameters(large)
+    stage = GenerativeStage(model=large, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, params)
+    needle = params["vision/blocks/layers/mlp/fc1"][1, 3].tobytes()
+    hit = 0
+    for file in (tmp_path / "run").rglob("*"):
+        if file.is_file() and needle in (content := file.read_bytes()):
+            at = content.index(needle) + 9
+            file.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+            hit += 1
+    assert hit
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
+    assert "vision/blocks/layers/mlp/fc1" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_checksums_are_those_of_the_files(tmp_path: Path) -> None:
+    export(parameters(G), G, tmp_path / "out", shard_bytes=2000)
+    listed = (tmp_path / "out" / "checksums.sha256").read_text().splitlines()
+    assert len(listed) == len(list((tmp_path / "out").iterdir())) - 1 > 4
+    for line in listed:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
