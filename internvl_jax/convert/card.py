@@ -23,13 +23,14 @@ LOADING = {
 }
 
 
-def card(about: About, format: str, tensors: int) -> bytes:
+def card(about: About, format: str, tensors: int, caveats: tuple[str, ...]) -> bytes:
     """A README.md.
 
     Args:
         about: what is known of the model.
         format: of `formats.FORMATS`.
         tensors: how many there are.
+        caveats: what whoever uses the folder must know.
     """
     cfg = about.cfg
     kind = {
@@ -49,5 +50,6 @@ def card(about: About, format: str, tensors: int) -> bytes:
         "",
         LOADING.get(format, ""),
         "",
+        *(f"- {sentence}" for sentence in caveats),
     ]
-    return "\n".join(lines).encode()
+    return ("\n".join(lines).rstrip() + "\n").encode()

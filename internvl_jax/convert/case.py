@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvl_jax.convert import views
 from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, load
 from internvl_jax.convert.key_maps import KeyMap, definition, key_map
@@ -22,6 +23,14 @@ from internvl_jax.tree import flatten
 
 EXACT = Compute(dtype="float32", remat="none")
 Arrays = dict[str, np.ndarray]
+# What a case of the later models (their config.json is the bare official one, their kind is in
+# meta.json, their tensors have no prefix) gives to the model; everything else came out of it.
+FAMILY_INPUTS = frozenset(
+    ("pixel_values", "input_ids", "attention_mask", "labels", "image_flags", "loss_weight")
+)
+UNSUPPORTED = {
+    "hf_v2pe": "V2PE's fractional positions are not supported: only whole positions are.",
+}
 
 
 class CaseError(ValueError):
@@ -38,6 +47,7 @@ class Case:
         config: the official model's config, and whatever else the kind needs.
         inputs, outputs: the tensors under ``in/`` and ``out/``, without that prefix. What a further
             file ``io_VARIANT.safetensors`` holds is found under ``VARIANT/``.
+        meta: what ``meta.json`` says, for the later models.
         scales: magnitudes to judge errors by where a tensor's own says little; see `verify`.
     """
 
@@ -46,6 +56,7 @@ class Case:
     config: dict[str, Any]
     inputs: Arrays
     outputs: Arrays
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     scales: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -56,15 +67,16 @@ class Case:
             raise CaseError(
                 f"{folder} is not a folder: give one with config.json and two safetensors files."
             )
-        for name in ("config.json", "weights.safetensors", "io.safetensors"):
-            if not (folder / name).is_file():
-                raise CaseError(f"{folder} lacks {name}: it is not a reference case.")
-        try:
-            parsed = json.loads((folder / "config.json").read_text())
-            kind, config = parsed["case"], parsed["config"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CaseError(f"{folder}/config.json names no case and config: {error!r}") from None
+        kind, config, meta = _described(folder)
+        if kind in UNSUPPORTED:
+            raise CaseError(f"{folder} cannot be compared: {UNSUPPORTED[kind]}")
+        for name in ("weights.safetensors", "io.safetensors"):
+            _needed(folder, name)
         tensors = Tensors(folder / "io.safetensors")
+        if meta:
+            inputs = {n: tensors[n] for n in tensors if n in FAMILY_INPUTS}
+            outputs = {n: tensors[n] for n in tensors if n not in FAMILY_INPUTS}
+            return cls(folder, kind, config, inputs, outputs, meta)
         inputs = {n[3:]: tensors[n] for n in tensors if n.startswith("in/")}
         outputs = {n[4:]: tensors[n] for n in tensors if n.startswith("out/")}
         for further in sorted(folder.glob("io_*.safetensors")):
@@ -80,7 +92,8 @@ class Case:
         """One stored input. Raises CaseError where the case lacks it."""
         if name not in self.inputs:
             raise CaseError(
-                f"{self.folder}/io.safetensors lacks in/{name}, which {self.kind!r} needs."
+                f"{self.folder}/io.safetensors lacks {'' if self.meta else 'in/'}{name}, which "
+                f"{self.kind!r} needs."
             )
         return self.inputs[name]
 
@@ -99,7 +112,17 @@ class Case:
     @functools.cached_property
     def architecture(self) -> tuple[Any, str]:
         """Our config of the official model, and its naming."""
-        return model_config(self.config)
+        return model_config(self.config, self.weights.shapes)
+
+    @functools.cached_property
+    def weights(self) -> Tensors:
+        """The stored weights, unread."""
+        return Tensors(self.folder / "weights.safetensors")
+
+    @functools.cached_property
+    def named(self) -> Mapping[str, np.ndarray]:
+        """The stored weights under the names of `keys`."""
+        return views.of(self.weights, *self.architecture)
 
     @functools.cached_property
     def keys(self) -> KeyMap:
@@ -110,8 +133,8 @@ class Case:
     def parameters(self) -> dict[str, jax.Array]:
         """The stored weights, which must fit the model exactly, as our parameters by path."""
         cfg, naming = self.architecture
-        weights = self.folder / "weights.safetensors"
-        return parameters(load(weights, cfg, naming, keys=self.keys))
+        views.check(self.named, self.keys.shapes)
+        return parameters(load(self.named, cfg, naming, keys=self.keys))
 
     @functools.cached_property
     def definition(self) -> Definition:
@@ -152,6 +175,26 @@ class Case:
             squares = np.sum(np.square(tensor, dtype=np.float64))
             result[f"{prefix}_norm/{name}"] = np.asarray(np.sqrt(squares))
         return result
+
+
+def _described(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """A case's kind, the official config, and for the later models what meta.json says."""
+    path = _needed(folder, "config.json")
+    try:
+        parsed = json.loads(path.read_text())
+        if "case" in parsed or not (folder / "meta.json").is_file():
+            return parsed["case"], parsed["config"], {}
+        path = folder / "meta.json"
+        meta = json.loads(path.read_text())
+        return meta["kind"], parsed, meta
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaseError(f"{path} names no case and config: {error!r}") from None
+
+
+def _needed(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise CaseError(f"{folder} lacks {name}: it is not a reference case.")
+    return folder / name
 
 
 def jit(function: Callable) -> Callable:

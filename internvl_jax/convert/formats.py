@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,36 @@ class Format:
 
     Attributes:
         naming: see `key_maps.components`.
-        writer: ``module:function`` below `internvl_jax.convert`, from `About` to `Files`.
+        module: below `internvl_jax.convert`; its function ``files`` gives from `About` the `Files`,
+            and may refuse the model with a WeightsError. Where it has them, ``fitted`` gives the
+            part of an architecture that the form holds, and ``caveats`` sentences for its card.
+        files_of: another name of that function.
     """
 
     naming: str
-    writer: str
+    module: str
+    files_of: str = "files"
 
     def files(self, about: About) -> Files:
-        """What lies beside the weights. Raises WeightsError for a model it has no place for."""
-        module, function = self.writer.split(":")
-        write: Callable[[About], Files] = getattr(
-            importlib.import_module(f"internvl_jax.convert.{module}"), function
-        )
-        return write(about)
+        """What lies beside the weights."""
+        return getattr(self._module(), self.files_of)(about)
+
+    def fitted(self, cfg: ModelConfig) -> ModelConfig:
+        """The part of an architecture that is written."""
+        return getattr(self._module(), "fitted", lambda cfg: cfg)(cfg)
+
+    def caveats(self, about: About) -> tuple[str, ...]:
+        """What whoever uses the folder must know."""
+        return getattr(self._module(), "caveats", lambda about: ())(about)
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"internvl_jax.convert.{self.module}")
 
 
 FORMATS: dict[str, Format] = {
-    "official": Format("hf", "official:files"),
-    "stage1": Format("plain", "official:stage1_files"),
-    "plain": Format("runtime", "plain:files"),
-    "hf-native": Format("native", "hf_native:files"),
-    "remote-code": Format("remote", "remote_code:files"),
+    "official": Format("hf", "official"),
+    "stage1": Format("plain", "official", "stage1_files"),
+    "plain": Format("runtime", "plain"),
+    "hf-native": Format("native", "hf_native"),
+    "remote-code": Format("remote", "remote_code"),
 }

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from internvl_jax.convert.key_maps import Entry, KeyMap, ModelConfig, definition, key_map, some
+from internvl_jax.convert.key_maps import (
+    Entry,
+    KeyMap,
+    ModelConfig,
+    definition,
+    key_map,
+    some,
+    stacked,
+)
 from internvl_jax.convert.shards import Shape, Shard, WeightsError
 from internvl_jax.convert.transpose import contiguous
 from internvl_jax.models.compute import Compute
@@ -149,16 +157,15 @@ def rows(
     Raises:
         WeightsError: if the leaf's tensors are of several types and no dtype is given.
     """
-    stacked = "/layers/" in f"/{path}"
     shape = tuple(keys.ours[path].shape)
-    parts: dict[int | None, list[tuple[tuple[Any, ...], Entry]]] = {}
+    shape = shape[1:] if stacked(path) else shape
+    parts: dict[int | None, list[Entry]] = {}
     for entry in keys.of(path):
-        index, at = (entry.at[0], entry.at[1:]) if stacked else (None, entry.at)
-        parts.setdefault(index, []).append((at, entry))
+        parts.setdefault(entry.row, []).append(entry)
     before = None
     for index in sorted(parts, key=lambda i: i or 0):
         row = None
-        for at, entry in parts[index]:
+        for entry in parts[index]:
             tensor = tensors[entry.name]
             if dtype is None and before not in (None, tensor.dtype):
                 raise WeightsError(
@@ -168,12 +175,11 @@ def rows(
             before = tensor.dtype
             if dtype is not None:
                 tensor = tensor.astype(dtype, copy=False)
-            if not at:
-                row = contiguous(entry.how.to_ours(tensor, shape[1:] if stacked else shape))
+            if not entry.within:
+                row = contiguous(entry.how.to_ours(tensor, shape))
                 continue
-            if row is None:
-                row = np.empty(shape[1:] if stacked else shape, tensor.dtype)
-            row[at] = entry.how.to_ours(tensor, row[at].shape)
+            row = np.empty(shape, tensor.dtype) if row is None else row
+            row[entry.within] = entry.how.to_ours(tensor, row[entry.within].shape)
         assert row is not None
         yield row
 
@@ -211,9 +217,9 @@ def load(
         found = {n: tuple(np.shape(t)) for n, t in tensors.items()}
         check(found, keys.shapes, "The mapping of weights")
     flat: dict[str, np.ndarray] = {}
-    for path in dict.fromkeys(entry.path for entry in keys.entries.values()):
+    for path in keys.held:
         read = rows(keys, path, tensors, dtype)
-        flat[path] = np.stack(list(read)) if "/layers/" in f"/{path}" else next(read)
+        flat[path] = np.stack(list(read)) if stacked(path) else next(read)
     return unflatten(flat)
 
 

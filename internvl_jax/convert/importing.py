@@ -22,9 +22,10 @@ import numpy as np
 from internvl_jax import __version__
 from internvl_jax.checkpoint.storage import CheckpointError
 from internvl_jax.checkpoint.writer import StepWriter
+from internvl_jax.convert import views
 from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.describe import described, resized
-from internvl_jax.convert.from_torch import Tensors, check, rows
+from internvl_jax.convert.from_torch import Tensors, rows
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map
 from internvl_jax.convert.shards import DTYPES, WeightsError
 from internvl_jax.convert.stream import ahead
@@ -74,8 +75,8 @@ def recognise(source: str | Path) -> Recognised:
         raise WeightsError(f"{path} is no JSON: {error}.") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds no settings.")
-    cfg, naming = model_config(config)
-    return Recognised(cfg, naming, tensors, config, source)
+    cfg, naming = model_config(config or None, tensors.shapes)
+    return Recognised(cfg, naming, views.of(tensors, cfg, naming), config, source)
 
 
 def import_weights(
@@ -122,7 +123,7 @@ def import_weights(
         # The official class hard-codes this base, and gives the pad's embedding no gradient.
         cfg = dataclasses.replace(cfg, cross_frequency=QLLAMA_LAYOUT, pad_id=0)
     keys = key_map(cfg, found.naming)
-    check(getattr(found.tensors, "shapes"), keys.shapes, found.source)  # noqa: B009
+    views.check(found.tensors, keys.shapes)
     target = resized(cfg, image_size, vocab_size)
     shapes = {p: tuple(x.shape) for p, x in key_map(target, found.naming).ours.items()}
 
@@ -171,7 +172,7 @@ def _write(
     itemsize = (found.tensors[smallest].dtype if chosen is None else chosen).itemsize
     total = itemsize * sum(math.prod(shape) for shape in shapes.values())
     progress = ByteProgress(total, "importing", quiet=quiet)
-    for path in dict.fromkeys(entry.path for entry in keys.entries.values()):
+    for path in keys.held:
         with contextlib.closing(ahead(_fitted(keys, path, shapes[path], found, chosen))) as read:
             first = next(read)
             every = progress.counting(itertools.chain([first], read))

@@ -17,9 +17,11 @@ import numpy as np
 from internvl_jax.convert.names import (
     HEADS,
     LLAMA,
+    LLAMA_COPIED_HEAD,
     LLAMA_LAYER,
     LLAMA_PLAIN,
     MLP1,
+    MLP1_NATIVE,
     MLP2X,
     POOL,
     VIT,
@@ -52,12 +54,31 @@ MODULES: dict[type, type] = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One official tensor: ``official == how.to_official(ours[path][at])``."""
+    """One official tensor: ``official == how.to_official(ours[path][at])``.
+
+    A `copy` is written like the others, but its leaf is read from another entry.
+    """
 
     name: str
     path: str
     at: tuple[Any, ...]
     how: Transform
+    copy: bool = False
+
+    @property
+    def row(self) -> int | None:
+        """Which row of a stacked leaf it is in; None where the leaf is not stacked."""
+        return self.at[0] if stacked(self.path) else None
+
+    @property
+    def within(self) -> tuple[Any, ...]:
+        """Index of it inside of that row, or of the whole leaf."""
+        return self.at[1:] if stacked(self.path) else self.at
+
+
+def stacked(path: str) -> bool:
+    """Whether the leaf of that path carries a leading layer axis, whose entries are its rows."""
+    return "/layers/" in f"/{path}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +91,7 @@ class Component:
         layers: official name of a layer, with ``{}`` for its number.
         period: layers per scanned step (a decoder's cross-attention frequency).
         whole: layers inside whole periods; the others are our unstacked ``tail``.
-        nameless: leaves for which this naming has no place.
+        nameless: leaves for which this naming has no place, or beginnings of their paths.
     """
 
     ours: str
@@ -100,7 +121,8 @@ class Component:
         parts = table[inner]
         for at, prefix in slices:
             for part in (parts,) if isinstance(parts, Part) else parts:
-                yield Entry(f"{self.official}{prefix}{part.name}", path, (*at, *part.at), part.how)
+                name = f"{self.official}{prefix}{part.name}"
+                yield Entry(name, path, (*at, *part.at), part.how, part.copy)
 
 
 def _slot(inner: str) -> tuple[int, str]:
@@ -114,13 +136,16 @@ def _slot(inner: str) -> tuple[int, str]:
     return 0, inner
 
 
+# A tower's own table, one layer's, and what its layers are called.
+VIT_STYLES: dict[str, tuple[Names, Names, str]] = {
+    "hf": (VIT, VIT_LAYER, "encoder.layers.{}."),
+    "plain": (VIT_PLAIN, VIT_PLAIN_LAYER, "blocks.{}."),
+    "native": (VIT_NATIVE, VIT_NATIVE_LAYER, "encoder.layer.{}."),
+}
+
+
 def _vit(ours: str, official: str, style: str = "hf") -> Component:
-    own, layer, layers = {
-        "hf": (VIT, VIT_LAYER, "encoder.layers.{}."),
-        "plain": (VIT_PLAIN, VIT_PLAIN_LAYER, "blocks.{}."),
-        "native": (VIT_NATIVE, VIT_NATIVE_LAYER, "encoder.layer.{}."),
-    }[style]
-    return Component(ours, official, own, layer, layers)
+    return Component(ours, official, *VIT_STYLES[style])
 
 
 def _llama(cfg: LlamaConfig, ours: str, official: str, style: str = "hf") -> Component:
@@ -128,7 +153,8 @@ def _llama(cfg: LlamaConfig, ours: str, official: str, style: str = "hf") -> Com
     if style == "plain":
         rest = ("transformer.layers.{}.", cfg.period, whole, ("lm_head",))
         return Component(ours, official, LLAMA_PLAIN, LLAMA_LAYER, *rest)
-    return Component(ours, official, LLAMA, LLAMA_LAYER, "model.layers.{}.", cfg.period, whole)
+    own = LLAMA_COPIED_HEAD if style == "copied head" and cfg.tied_head else LLAMA
+    return Component(ours, official, own, LLAMA_LAYER, "model.layers.{}.", cfg.period, whole)
 
 
 def mlp(ours: str, official: str) -> Component:
@@ -147,14 +173,19 @@ def tower(cfg: ChatConfig, official: str) -> list[Component]:
     ]
 
 
+LLAVA_TOWER = "model.vision_tower.vision_tower."
+
+
 def components(cfg: ModelConfig, naming: str) -> list[Component]:
     """The modules of a model under one of the official namings.
 
     Args:
         cfg: architecture.
         naming: ``hf`` (InternVL-14B, bare InternViT, LLaMA), ``plain`` (the stage-1 file of the
-            two towers), ``native`` (transformers' InternVLVisionModel), ``llava`` and ``remote``
-            (dialogue models: LLaVA-style and InternVLChatModel).
+            two towers), ``native`` (transformers' InternVLVisionModel and, as it saves it,
+            InternVLForConditionalGeneration), and of dialogue models ``llava`` (LLaVA-style),
+            ``llava-without-tower`` (the same where the tower is a folder of its own) and
+            ``remote`` (InternVLChatModel).
 
     Raises:
         ValueError: for a naming this kind of model does not have.
@@ -179,8 +210,13 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
                 Component("clip_projector/", "clip_projector.", POOL),
                 Component("", "", HEADS, nameless=("logit_bias",)),
             ]
-        case ChatConfig(projector="mlp2x_gelu" | "none"), "llava":
-            parts = [*tower(cfg, "model.vision_tower.vision_tower."), _llama(cfg.llm, "llm/", "")]
+        case ChatConfig(projector="mlp2x_gelu" | "none"), "llava" | "llava-without-tower":
+            if naming == "llava":
+                vision = tower(cfg, LLAVA_TOWER)
+            else:
+                ours = ("vision/", "qllama/", "query_tokens")
+                vision = [Component(path, "", {}, nameless=("",)) for path in ours]
+            parts = [*vision, _llama(cfg.llm, "llm/", "")]
             glue = "model.mm_projector."
             if cfg.qllama is None or cfg.projector == "none":
                 return [*parts, mlp("projector/", glue), mlp("query_projector/", glue)]
@@ -193,6 +229,13 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
             return [
                 _vit("vision/", "vision_model."),
                 Component("projector/", "mlp1.", MLP1),
+                # The official config never ties the head: a tied one is written as a copy.
+                _llama(cfg.llm, "llm/", "language_model.", "copied head"),
+            ]
+        case ChatConfig(qllama=None, projector="mlp1"), "native":
+            return [
+                _vit("vision/", "vision_tower.", "native"),
+                Component("projector/", "multi_modal_projector.", MLP1_NATIVE),
                 _llama(cfg.llm, "llm/", "language_model."),
             ]
     raise ValueError(f"The naming {naming!r} does not exist for this kind of {type(cfg).__name__}.")
@@ -202,6 +245,12 @@ def definition(cfg: ModelConfig, compute: Compute) -> Definition:
     """The model of a config, without its arrays."""
     module = MODULES[type(cfg)]
     return Definition.of(lambda rngs: module(cfg, compute, rngs=rngs), lambda path: True)
+
+
+def leaves(cfg: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """A model's leaves by path, without their arrays."""
+    variables = definition(cfg, Compute()).variables
+    return {path: variable.get_value() for path, variable in variables.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +274,15 @@ class KeyMap:
         entry = self.entries[name]
         return np.array(entry.how.to_official(np.asarray(params[entry.path][entry.at])), order="C")
 
+    @property
+    def held(self) -> list[str]:
+        """Our leaves that official tensors hold, in their own order."""
+        named = {entry.path for entry in self.entries.values()}
+        return [path for path in self.ours if path in named]
+
     def of(self, path: str) -> list[Entry]:
-        """The official tensors that hold one of our leaves."""
-        return [entry for entry in self.entries.values() if entry.path == path]
+        """The official tensors that hold one of our leaves, copies left out."""
+        return [e for e in self.entries.values() if e.path == path and not e.copy]
 
 
 def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None) -> KeyMap:
@@ -243,8 +298,7 @@ def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None)
     """
     partial = parts is not None
     parts = components(cfg, naming) if parts is None else parts
-    variables = definition(cfg, Compute()).variables
-    ours = {path: variable.get_value() for path, variable in variables.items()}
+    ours = leaves(cfg)
     entries: dict[str, Entry] = {}
     shapes: dict[str, Shape] = {}
     nameless, unknown = [], []
@@ -256,7 +310,7 @@ def key_map(cfg: ModelConfig, naming: str, parts: list[Component] | None = None)
         except KeyError:
             found = []
         if not found:
-            spared = owner is not None and path.removeprefix(owner.ours) in owner.nameless
+            spared = owner is not None and path.removeprefix(owner.ours).startswith(owner.nameless)
             (nameless if spared or partial else unknown).append(path)
         for entry in found:
             entries[entry.name] = entry

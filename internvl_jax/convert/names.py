@@ -16,6 +16,8 @@ import numpy as np
 from internvl_jax.convert.transpose import contiguous
 
 Shape = tuple[int, ...]
+# norm_type of the official configs -> ours.
+NORMS = {"rms_norm": "rms", "layer_norm": "layer"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +86,15 @@ LINEAR, CONV, FLAT, SAME = Linear(), Conv(), Flat(), Same()
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """An official tensor that holds a part of our leaf: `at` indexes the leaf (of one layer)."""
+    """An official tensor that holds a part of our leaf: `at` indexes the leaf (of one layer).
+
+    A `copy` repeats what another part of the leaf holds: it is written, but never read.
+    """
 
     name: str
     how: Transform
     at: tuple[Any, ...] = ()
+    copy: bool = False
 
 
 Names = Mapping[str, "Part | tuple[Part, ...]"]
@@ -166,6 +172,14 @@ LLAMA: Names = {
     **_norm("norm", "model.norm"),
     "lm_head": Part("lm_head.weight", LINEAR),
 }
+# A head that shares the embedding's table, spelled out for those who expect a tensor of its own.
+LLAMA_COPIED_HEAD: Names = {
+    **LLAMA,
+    "embedding": (
+        Part("model.embed_tokens.weight", SAME),
+        Part("lm_head.weight", SAME, copy=True),
+    ),
+}
 LLAMA_LAYER: Names = {
     **_norm("norm1", "input_layernorm"),
     **_both("attn/q", "self_attn.q_proj"),
@@ -213,4 +227,10 @@ MLP2X: Names = {**_both("fc1", "0"), **_both("fc2", "2")}
 MLP1: Names = {
     **_norm("norm", "0"),
     **{f"mlp/{k}": v for k, v in (_both("fc1", "1") | _both("fc2", "3")).items()},
+}
+# transformers' own projector of InternVLForConditionalGeneration.
+MLP1_NATIVE: Names = {
+    **_norm("norm", "layer_norm"),
+    **_both("mlp/fc1", "linear_1"),
+    **_both("mlp/fc2", "linear_2"),
 }

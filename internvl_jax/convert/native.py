@@ -13,6 +13,7 @@ import numpy as np
 
 from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, load, module
+from internvl_jax.convert.hf_native import vision_config
 from internvl_jax.convert.key_maps import VitConfig, key_map
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.internvl import InternVLConfig
@@ -52,24 +53,8 @@ def check_vision_with_transformers(folder: str | Path, images: np.ndarray) -> fl
     keys = key_map(cfg, "native")
     flat = flatten(params)
     weights = {name: torch.from_numpy(keys.to_official(flat, name)) for name in keys.entries}
-    options: dict[str, Any] = dict(attn_implementation="eager")
-    theirs = InternVLVisionModel(
-        InternVLVisionConfig(
-            hidden_size=cfg.width,
-            num_hidden_layers=cfg.depth,
-            num_attention_heads=cfg.heads,
-            intermediate_size=cfg.mlp_dim,
-            attention_bias=cfg.qkv_bias,
-            use_qk_norm=cfg.qk_norm,
-            norm_type={"rms": "rms_norm", "layer": "layer_norm"}[cfg.norm],
-            layer_norm_eps=cfg.eps,
-            image_size=(cfg.image_size, cfg.image_size),
-            patch_size=(cfg.patch_size, cfg.patch_size),
-            hidden_act="gelu",
-            use_mean_pooling=True,  # no norm after the last block, as in the original
-            **options,
-        )
-    )
+    options: dict[str, Any] = {**vision_config(cfg), "attn_implementation": "eager"}
+    theirs = InternVLVisionModel(InternVLVisionConfig(**options))
     theirs.load_state_dict(weights, strict=True)
     with torch.no_grad():
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32))

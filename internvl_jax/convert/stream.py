@@ -91,13 +91,17 @@ class StoredRows(Rows):
         return np.fromfile(self._copy, self.dtype, count, offset=offset).reshape(shape)
 
     def finish(self) -> None:
+        if None not in self._seen and self._seen:
+            for index in range(self.shape[0]):  # layers that were not wanted: only compared
+                if index not in self._seen:
+                    self.row(index)
         for future in self._pending:
             future.result()
         self._pending.clear()
         if self._copy is not None:
             self._copy.unlink()
             self._copy = None
-        if self._seen == {None} or len(self._seen) == self.shape[0]:
+        if self._seen:
             self._leaf.check(self._host)
 
 

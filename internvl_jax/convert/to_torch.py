@@ -6,7 +6,9 @@ few of them, whatever the size of the model.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,7 +28,7 @@ from internvl_jax.checkpoint.storage import find_step, load_meta
 from internvl_jax.convert.card import card
 from internvl_jax.convert.describe import model_of
 from internvl_jax.convert.formats import FORMATS, About, Files
-from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, some
+from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, leaves, some
 from internvl_jax.convert.shards import DTYPES, WeightsError, divide, write
 from internvl_jax.convert.stream import ArrayRows, Rows, ahead, stored_rows
 from internvl_jax.convert.transpose import contiguous
@@ -83,16 +85,18 @@ def export(
         raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
     form = FORMATS[format]
     try:
-        keys = key_map(cfg, form.naming)
+        keys = key_map(form.fitted(cfg), form.naming)
     except ValueError as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"The format {format!r} cannot hold this model: {error}") from None
-    rows = _checked(params, keys)
+    rows = _checked(params, cfg)
     layout = _layout(keys, rows, dtype)
     widest = max((d for _, d in layout.values()), key=lambda d: d.itemsize, default=None)
     about = About(cfg) if about is None else about
-    about = About(**{**vars(about), "dtype": dtype or str(widest)})
+    about = dataclasses.replace(about, dtype=dtype or str(widest))
     beside = form.files(about)
-    beside.setdefault("README.md", card(about, format, len(keys.entries)))
+    beside.setdefault("README.md", card(about, format, len(keys.entries), form.caveats(about)))
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in destination.parent.glob(f".{destination.name}.unfinished-*"):
@@ -185,13 +189,14 @@ def export_checkpoint(
         )
 
 
-def _checked(params: Mapping[str, Any], keys: KeyMap) -> dict[str, Rows]:
+def _checked(params: Mapping[str, Any], cfg: ModelConfig) -> dict[str, Rows]:
     flat: dict[str, Any] = dict(flatten(params))
+    ours = leaves(cfg)
     faults = []
     for what, paths in (
-        ("lack", [p for p in keys.ours if p not in flat]),
-        ("have the unknown", [p for p in flat if p not in keys.ours]),
-        ("misshape", [p for p in flat if p in keys.ours and flat[p].shape != keys.ours[p].shape]),
+        ("lack", [p for p in ours if p not in flat]),
+        ("have the unknown", [p for p in flat if p not in ours]),
+        ("misshape", [p for p in flat if p in ours and flat[p].shape != ours[p].shape]),
     ):
         if paths:
             faults.append(f"{what} {some(paths)}")
@@ -220,27 +225,19 @@ def _tensors(
     keys: KeyMap, rows: Mapping[str, Rows], layout: Mapping[str, tuple[tuple[int, ...], np.dtype]]
 ) -> Iterator[np.ndarray]:
     """The tensors of a layout, a row being read once and forgotten after its last tensor."""
-    uses: dict[tuple[str, int | None], int] = {}
-    place = {}
-    for name in layout:
-        entry = keys.entries[name]
-        # Only a stacked leaf's first index is a layer; a part's own is not.
-        stacked = "/layers/" in f"/{entry.path}"
-        index, at = (entry.at[0], entry.at[1:]) if stacked else (None, entry.at)
-        place[name] = entry.path, index, at
-        uses[entry.path, index] = uses.get((entry.path, index), 0) + 1
+    entries = [keys.entries[name] for name in layout]
+    uses = collections.Counter((entry.path, entry.row) for entry in entries)
     held: dict[tuple[str, int | None], np.ndarray] = {}
-    for name, (_, dtype) in layout.items():
-        path, index, at = place[name]
-        key = path, index
-        if key not in held:
-            held[key] = rows[path].row(index)
-        x = keys.entries[name].how.to_official(np.asarray(held[key][at]))
-        uses[key] -= 1
-        if not uses[key]:
-            del held[key]
-        yield contiguous(x.astype(dtype, order="K", copy=False))
-    for path in {path for path, _, _ in place.values()}:
+    for entry in entries:
+        place = entry.path, entry.row
+        if place not in held:
+            held[place] = rows[entry.path].row(entry.row)
+        x = entry.how.to_official(np.asarray(held[place][entry.within]))
+        uses[place] -= 1
+        if not uses[place]:
+            del held[place]
+        yield contiguous(x.astype(layout[entry.name][1], order="K", copy=False))
+    for path in {entry.path for entry in entries}:
         rows[path].finish()
 
 

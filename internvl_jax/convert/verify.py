@@ -1,6 +1,7 @@
 """Parity is a command: our models against stored outputs of the official ones.
 
-Every ``out/`` tensor of a folder is computed by our model in float32 and compared. Tolerances:
+Every ``out/`` tensor of a folder (in cases of the later models: every tensor that is no input) is
+computed by our model in float32 and compared. Tolerances:
 
 * outputs and gradients: largest absolute error at most 1e-4 of the reference tensor's largest
   magnitude (an all-zero tensor: at most 1e-7); ``grad_loss`` of a vision case, a signed sum of
@@ -41,6 +42,8 @@ KINDS = {
     "stage2": "verify_losses:stage2",
     "stage2_2rank": "verify_losses:stage2_2rank",
     "chat": "verify_chat:chat",
+    "hf_internvl": "verify_family:hf_internvl",
+    "official_internvl_chat": "verify_family:official_internvl_chat",
 }
 # Stored outputs that are allowed to stay uncomputed: patterns of names, per kind. None so far.
 NOT_COMPUTED: dict[str, Sequence[str]] = {}

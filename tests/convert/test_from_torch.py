@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from internvl_jax.config import ConfigError
-from internvl_jax.convert.architectures import model_config, official_config
+from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.from_torch import Tensors, WeightsError, load
 from internvl_jax.convert.key_maps import key_map
+from internvl_jax.convert.official import official_config
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig

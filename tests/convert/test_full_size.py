@@ -1,4 +1,4 @@
-"""InternVL-14B's tensors at their true size, a twelfth of the layers: out, in, and the same bits."""
+"""InternVL-14B's tensors at true size, a twelfth of its layers: out, in, and the same bits."""
 
 from __future__ import annotations
 

@@ -72,6 +72,11 @@ SMALL: dict[str, tuple[ModelConfig, str]] = {
     "chat": (ChatConfig(VIT, LLAMA), "llava"),
     "chat with qllama": (ChatConfig(VIT, LLAMA, QLLAMA, 2), "llava"),
     "chat with queries only": (ChatConfig(VIT, LLAMA, QLLAMA, 2, "none"), "llava"),
+    "chat native": (ChatConfig(VIT, LLAMA, projector="mlp1"), "native"),
+    "chat native 300m, tied": (
+        ChatConfig(LAYER_NORM, dataclasses.replace(LLAMA, tied_head=True), projector="mlp1"),
+        "native",
+    ),
     "internvl-chat": (ChatConfig(LAYER_NORM, QWEN, projector="mlp1"), "remote"),
 }
 
@@ -164,6 +169,8 @@ def test_what_a_naming_cannot_hold_is_listed() -> None:
         (LLAMA, "plain"),
         (InternVLConfig(VIT, QLLAMA, 2, 5, 4), "plain"),
         (ChatConfig(VIT, LLAMA, QLLAMA, 2, "mlp1"), "remote"),
+        (ChatConfig(VIT, LLAMA, QLLAMA, 2, "mlp1"), "native"),
+        (ChatConfig(VIT, LLAMA), "native"),
     ],
 )
 def test_a_naming_that_does_not_exist_is_refused(cfg: ModelConfig, naming: str) -> None:
