@@ -185,7 +185,7 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
             two towers), ``native`` (transformers' InternVLVisionModel and, as it saves it,
             InternVLForConditionalGeneration), and of dialogue models ``llava`` (LLaVA-style),
             ``llava-without-tower`` (the same where the tower is a folder of its own) and
-            ``remote`` (InternVLChatModel).
+            ``remote`` (InternVLChatModel); ``runtime`` is what `convert.runtime` reads, of all.
 
     Raises:
         ValueError: for a naming this kind of model does not have.
@@ -238,6 +238,18 @@ def components(cfg: ModelConfig, naming: str) -> list[Component]:
                 Component("projector/", "multi_modal_projector.", MLP1_NATIVE),
                 _llama(cfg.llm, "llm/", "language_model."),
             ]
+        case ChatConfig(), "runtime":
+            glue = MLP1 if cfg.projector == "mlp1" else MLP2X
+            parts = [
+                _vit("vision/", "vision_model."),
+                Component("projector/", "projector.", glue),
+                mlp("query_projector/", "query_projector."),
+                Component("", "", HEADS),
+                _llama(cfg.llm, "llm/", "language_model."),
+            ]
+            return parts + ([_llama(cfg.qllama, "qllama/", "qllama.")] if cfg.qllama else [])
+        case VitConfig() | LlamaConfig() | InternVLConfig(), "runtime":
+            return components(cfg, "hf")
     raise ValueError(f"The naming {naming!r} does not exist for this kind of {type(cfg).__name__}.")
 
 
