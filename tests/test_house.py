@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "generate": LEAVES | {"sharding", "nn", "models", "checkpoint", "convert", "pretrained"},
     "convert": LEAVES
     | {"sharding", "nn", "models", "losses", "checkpoint", "generate", "stages"}
-    | {"pretrained"},
+    | {"observe", "pretrained"},
     "stages": LEAVES | {"sharding", "nn", "models", "losses", "generate"},
     "evaluate": LEAVES
     | {"sharding", "nn", "models", "losses", "stages", "checkpoint", "observe", "generate"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def load(
     if dtype not in (None, *DTYPES):
         raise FolderError(f"The dtype {dtype!r} is unknown: use {', '.join(DTYPES)}.")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that are refused below
             model = MODULES[type(config.model)](config.model)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
