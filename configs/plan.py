@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 STAGE1 = "configs/stage1_contrastive.py"
 STAGE2 = "configs/stage2_generative.py"
 STAGE3 = "configs/stage3_finetune.py:sft,qllama,13b"
+LORA = "configs/stage3_finetune.py"
 
 
 SCALING = ("4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
@@ -67,6 +68,10 @@ def get_config(arg: str = "") -> ConfigDict:
                 row("3 on v5e:16x16", f"{STAGE3},v5e_16x16", 0.45),
                 row("3 on v6e:16x16", f"{STAGE3},v6e_16x16", 0.45),
                 row("1 on v5e:1x1, colab", f"{STAGE1}:colab", 0.0),
+                row("2, lora, 14B, on v6e:1x1", f"{STAGE2}:lora,v6e_1x1", 0.0),
+                row("3, lora, 6B + 7B, on v6e:1x1", f"{LORA}:lora,7b,v6e_1x1", 0.0),
+                row("3, lora, 2B, on v6e:1x1", f"{LORA}:lora,2b,v6e_1x1", 0.0),
+                row("3, lora, 2B, on v5e:1x1", f"{LORA}:lora,2b,v5e_1x1", 0.0),
             )
         )
     )

@@ -2,17 +2,19 @@
 
 QLLaMA's queries and cross-attention learn to read the frozen tower: ITC + ITM + ITG on 1.6 B
 samples in batches of 20 K. Arguments: empty for the full size, ``tiny``, ``retrieval`` for the
-fine-tuning of Table 21 (364 px, layer-wise decay, soft targets), and a slice such as ``v5p_4x4x8``.
+fine-tuning of Table 21 (364 px, layer-wise decay, soft targets), ``lora`` to fine-tune a finished
+InternVL-G with adapters, and a slice such as ``v5p_4x4x8``, or with ``lora`` one chip, ``v6e_1x1``.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import mixtures, tiny, topologies
+from configs import lora, mixtures, tiny, topologies
 
 TRAIN_QUERIES = ("query_tokens", ".*/cross/", "clip_projector2/", "itm_", "logit_scale")
 TRAIN_ALL = ("(?!qllama/lm_head)",)  # everything that the retrieval loss reaches
+TRAIN_HEADS = ("query_tokens", "clip_projector2/", "itm_", "logit_scale")
 STEPS = 80_000
 BATCH = 20_480
 
@@ -22,15 +24,17 @@ TOPOLOGIES = {
     "v5e_16x16": dict(fsdp=128, remat="layer@host"),
     "v6e_16x16": dict(fsdp=128, remat="layer@host"),
 }
+ONE_CHIP = {"v6e_1x1": dict(fsdp=1, remat="full", accumulate=256, layout="auto")}  # with ``lora``
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Args: arg: empty or a list of ``tiny``, ``retrieval`` and a slice of `TOPOLOGIES`."""
+    """Args: arg: empty or a list of ``tiny``, ``retrieval``, ``lora`` and a slice."""
     arguments = [a for a in arg.split(",") if a]
-    if unknown := set(arguments) - {"tiny", "retrieval", *TOPOLOGIES}:
+    slices = {**TOPOLOGIES, **(ONE_CHIP if "lora" in arguments else {})}
+    if unknown := set(arguments) - {"tiny", "retrieval", "lora", *slices}:
         raise ValueError(
-            f"Unknown argument {sorted(unknown)[0]!r}: use tiny, retrieval or "
-            f"{', '.join(TOPOLOGIES)}."
+            f"Unknown argument {sorted(unknown)[0]!r}: use tiny, retrieval, lora or "
+            f"{', '.join(slices)}."
         )
     config = ConfigDict()
     config.seed = 0
@@ -103,8 +107,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if "retrieval" in arguments:
         _retrieval(config)
-    for name in sorted(set(arguments) & set(TOPOLOGIES)):
-        topologies.apply(config, name, TOPOLOGIES[name])
+    if "lora" in arguments:
+        _lora(config)
+    for name in sorted(set(arguments) & set(slices)):
+        topologies.apply(config, name, slices[name])
     if "tiny" in arguments:
         _tiny(config)
     return config
@@ -124,6 +130,22 @@ def _retrieval(config: ConfigDict) -> None:
     config.data = dict(
         dataset="data/flickr30k", tokenizer="data/tokenizer.model", crop_scale=(0.5, 1.0), flip=0.5
     )
+
+
+def _lora(config: ConfigDict) -> None:
+    """Adapters everywhere and the small heads; the queries' cross-attention is pretrained by now.
+
+    Rates and lengths are ours: the released scripts have them per data set.
+    """
+    heads = TRAIN_HEADS
+    if config.stage.variant == "pretrain":
+        config.train.update(steps=10_000, global_batch=1024)
+    else:
+        heads = (*heads, "clip_projector/")  # which the pre-training loss does not reach
+    config.init = dict(sources=(dict(path="runs/stage2"),))
+    lora.apply(config, ("vision", "qllama"), heads)
+    config.stage.layer_decay = 1.0
+    config.optim.update(peak_lr=1e-4, warmup=0.03)
 
 
 def _tiny(config: ConfigDict) -> None:

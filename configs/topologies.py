@@ -22,12 +22,14 @@ def apply(config: ConfigDict, name: str, settings: Mapping[str, Any]) -> None:
         name: the slice, e.g. ``v5p_8x8x8``.
         settings: ``fsdp``, how many chips share the parameters, replicas take the rest; ``remat``
             as in `internvl_jax.nn.stack.parse_remat`; optionally ``tensor``, ``accumulate``,
-            ``flags`` for the compiler and ``phases``, each one's ``remat`` where it is another.
+            ``flags`` for the compiler, ``layout`` of the frozen parameters, and ``phases``, each
+            one's ``remat`` where it is another.
     """
     config.topology = name.replace("_", ":")
     config.mesh = dict(replica=-1, fsdp=settings["fsdp"], tensor=settings.get("tensor", 1))
     config.stage.compute.remat = settings["remat"]
     config.train.accumulate = settings.get("accumulate", 1)
+    config.train.frozen_layout = settings.get("layout", "default")
     config.train.compiler_options = dict(settings.get("flags", {}))
     if "phases" in settings:
         config.phases = tuple(

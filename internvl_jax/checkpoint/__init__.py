@@ -5,6 +5,7 @@ initialize  where a run starts: resume > handoff > weights > scratch
 transfer    parameters of another run or model: rename, resize, account for every leaf
 preemption  SIGTERM, heard at the same step by every process
 offline     read a checkpoint without a device, layer by layer
+links       leaves that rest in another run's checkpoint instead of being stored again
 storage     what a step looks like on disk · integrity: fingerprints · tree: paths of leaves
 """
 

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint import storage
 from internvl_jax.checkpoint.integrity import IntegrityError, fingerprints
+from internvl_jax.checkpoint.links import linked
 from internvl_jax.checkpoint.storage import CheckpointError, Leaf, Meta
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Checkpoints:
         best_mode: str = "max",
         async_: bool = True,
         stacked: Callable[[str], bool] = lambda path: False,
+        link: bool = False,
     ) -> None:
         """Open the checkpoints of a run, and clear away what a killed run left half-written.
 
@@ -81,6 +83,8 @@ class Checkpoints:
             async_: write in the background.
             stacked: tells from its path whether a leaf has a leading layer axis; such leaves are
                 stored one chunk per layer.
+            link: don't store again what lies unchanged in another run's checkpoint, see
+                ``came_from``.
 
         Raises:
             ValueError: an argument is out of range.
@@ -90,7 +94,8 @@ class Checkpoints:
         if best_mode not in ("max", "min"):
             raise ValueError(f"best_mode is {best_mode!r}; it must be 'max' or 'min'.")
         self.directory = storage.absolute(workdir) / storage.DIRECTORY
-        self._stacked = stacked
+        self._stacked, self._link = stacked, link
+        self._elsewhere: dict[str, Leaf] = {}
         self._best = best_metric, (1 if best_mode == "max" else -1)
         self._scores: dict[int, float] = {}
         self._problems: list[str] = []
@@ -168,6 +173,15 @@ class Checkpoints:
         if value is not None and math.isfinite(value):
             self._scores[step] = sign * value
 
+    def came_from(self, leaves: Mapping[str, Leaf]) -> None:
+        """Say which leaves of the state were read from another checkpoint; restore does it itself.
+
+        Args:
+            leaves: with their places, by the path they have in the state. Those that are still
+                the same at a save are linked, if links are wanted; all others are stored.
+        """
+        self._elsewhere = {path: leaf for path, leaf in leaves.items() if leaf.at is not None}
+
     def save(
         self,
         step: int,
@@ -206,6 +220,10 @@ class Checkpoints:
             self._report(f"step {step} was not saved: {error}")
             return False
         leaves = {p: Leaf(tuple(x.shape), str(x.dtype), prints[p]) for p, x in flat.items()}
+        if self._link:
+            leaves, gone = linked(leaves, self._elsewhere, self.directory / str(step))
+            for base in gone:
+                self._report(f"{base} is gone: step {step} stores what was taken from it.")
         values = {name: float(value) for name, value in (metrics or {}).items()}
         document = Meta(step, leaves, dict(meta), values)
         arguments = storage.save_args(flat, document, self._stacked)
@@ -297,7 +315,8 @@ class Checkpoints:
             The state in the structure of ``abstract``, the meta given to ``save``, the step.
 
         Raises:
-            CheckpointError: there is no checkpoint, or none is intact.
+            CheckpointError: there is no checkpoint, or none is intact, or the one that stores some
+                of its leaves is gone.
             CheckpointMismatch: an intact one holds other leaves, shapes or dtypes.
         """
         self._settle()
@@ -307,6 +326,8 @@ class Checkpoints:
         for candidate in candidates:
             try:
                 arrays, meta = self._read(candidate, wanted, cast)
+            except storage.MissingBase:
+                raise  # nothing is wrong with this step
             except CheckpointError as error:
                 damaged[candidate] = str(error)
                 continue
@@ -317,6 +338,7 @@ class Checkpoints:
                     f"going back to step {candidate}."
                 )
             self._committed = candidate if step is None else self._committed
+            self.came_from(meta.leaves)
             return trees.like(abstract, arrays), meta.user, candidate
         if not damaged:
             raise CheckpointError(f"there is no finished checkpoint in {self.directory}.")

@@ -129,6 +129,8 @@ def iter_leaves(path: epath.PathLike, step: int | None = None) -> Iterator[Store
     for name, leaf in sorted(load_meta(step_dir).leaves.items()):
         try:
             store = open_stores(step_dir, {name: leaf})[name]
+        except CheckpointError:
+            raise
         except Exception as error:
             raise CheckpointError(f"leaf {name} of {step_dir} can't be opened.") from error
         yield StoredLeaf(name, leaf.shape, np.dtype(leaf.dtype), leaf.fingerprint, store)

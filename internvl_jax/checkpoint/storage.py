@@ -27,9 +27,9 @@ from jax.experimental import multihost_utils
 
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import describe, fingerprints
+from internvl_jax.checkpoint.links import COMMITTED, Place, there
 
 DIRECTORY = "checkpoints"
-COMMITTED = "commit_success.txt"
 _SMALLEST_CHUNK = 1 << 20  # bytes: below, reading a chunk costs more than its data
 _WINDOW = 4 << 30  # bytes read into host memory at a time
 
@@ -38,17 +38,27 @@ class CheckpointError(RuntimeError):
     """A checkpoint is missing or damaged."""
 
 
+class MissingBase(CheckpointError):
+    """A checkpoint is intact, but another one that stores some of its leaves is gone."""
+
+
 class CheckpointMismatch(ValueError):
     """An intact checkpoint holds something else than the configuration asks for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """What the meta file says of one array: enough to refuse a wrong one before reading it."""
+    """What the meta file says of one array: enough to refuse a wrong one before reading it.
+
+    Attributes:
+        shape, dtype, fingerprint: of the array.
+        at: the other checkpoint that stores it; None where this one does.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     fingerprint: str
+    at: Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +109,8 @@ def save_args(
         # shard_axes too, or Orbax splits the largest axis instead of the layers.
         return ocp.SaveArgs(chunk_byte_size=layer, shard_axes=(0,))
 
-    stored = {path: x for path, x in state.items() if x.size}  # Orbax refuses empty arrays
+    # Orbax refuses empty arrays.
+    stored = {path: x for path, x in state.items() if x.size and not meta.leaves[path].at}
     nested = trees.unflatten(stored)
     how = trees.unflatten({path: chunks(path, x) for path, x in stored.items()})
     return ocp.args.Composite(
@@ -121,7 +132,10 @@ def sealed(meta: Meta) -> dict[str, Any]:
     Returns:
         JSON values, with a digest that `load_meta` checks.
     """
-    plain = json.loads(json.dumps(dataclasses.asdict(meta)))  # as read: string keys, lists
+    document = dataclasses.asdict(meta)
+    leaves = document["leaves"].items()
+    leaves = {p: {k: v for k, v in leaf.items() if v is not None} for p, leaf in leaves}
+    plain = json.loads(json.dumps({**document, "leaves": leaves}))  # as it will be read
     return {"format": 1, "sha256": _digest(plain), "content": plain}
 
 
@@ -149,7 +163,12 @@ def load_meta(step_dir: epath.PathLike) -> Meta:
     if not intact:
         raise CheckpointError(f"the meta file of {step_dir} was altered after it was written.")
     leaves = {
-        path: Leaf(tuple(leaf["shape"]), leaf["dtype"], leaf["fingerprint"])
+        path: Leaf(
+            tuple(leaf["shape"]),
+            leaf["dtype"],
+            leaf["fingerprint"],
+            Place(**leaf["at"]).found_from(step_dir) if "at" in leaf else None,
+        )
         for path, leaf in content["leaves"].items()
     }
     return Meta(content["step"], leaves, content["user"], content["metrics"])
@@ -363,7 +382,7 @@ def _read_window(step_dir: epath.PathLike, meta: Meta, window: Mapping[str, Any]
 
 
 def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[str, Any]:
-    """Open stored arrays for reading by slices.
+    """Open stored arrays for reading by slices, wherever they rest.
 
     Args:
         step_dir: directory of the step.
@@ -373,17 +392,27 @@ def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[st
         TensorStore objects by path; for empty arrays, which are not stored, a stand-in.
 
     Raises:
+        MissingBase: the checkpoint that stores some of them is gone.
         ValueError: an array can't be opened (as TensorStore puts it).
     """
-    base = str(absolute(step_dir) / "state") + "/"
-    base = base if "://" in base else f"file://{base}"
+    here = str(absolute(step_dir))
+    places = {path: leaf.at or Place(here, path) for path, leaf in leaves.items()}
+    for base in {place.step_dir for place in places.values()} - {here}:
+        if not there(base):
+            raise MissingBase(
+                f"{step_dir} takes the parameters that it did not train from {base}, which is not "
+                "there: move that checkpoint back, or use a run that stores its own "
+                "(train.frozen_in_checkpoints='stored')."
+            )
     context = tensorstore.Context({"file_io_concurrency": {"limit": 128}})
     opened = {}
     for path, leaf in leaves.items():
         if not math.prod(leaf.shape):
             opened[path] = tensorstore.array(np.zeros(leaf.shape, np.dtype(leaf.dtype)))
             continue
-        inside = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
+        base, name = f"{places[path].step_dir}/state/", places[path].path.replace("/", ".")
+        base = base if "://" in base else f"file://{base}"
+        inside = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         spec = {"driver": "zarr3", "kvstore": inside, "recheck_cached_data": "open"}
         opened[path] = tensorstore.open(spec, context=context, open=True, read=True)
     return {
@@ -396,6 +425,8 @@ def _verify(arrays: Mapping[str, Any], meta: Meta, where: Any) -> None:
     found = fingerprints({path: arrays[path] for path in sorted(arrays)})
     wrong = [path for path, text in found.items() if text != meta.leaves[path].fingerprint]
     if wrong:
+        place = meta.leaves[wrong[0]].at
+        where = where if place is None else f"{place.step_dir}, which {where} takes it from,"
         raise CheckpointError(
             f"{trees.some(wrong)} of {where} is not what was written: its bits changed in storage."
         )

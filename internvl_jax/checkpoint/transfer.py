@@ -23,6 +23,7 @@ from etils import epath
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint import storage
 from internvl_jax.checkpoint.integrity import describe
+from internvl_jax.checkpoint.links import Place
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
@@ -95,12 +96,17 @@ class CheckpointSource:
         """Its parameters.
 
         Returns:
-            Shape and dtype by path, without the name of the part.
+            Shape, dtype and where it is stored by path, without the name of the part.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it has none of the parts.
         """
-        return {path: self._meta.leaves[full] for path, full in self._full.items()}
+        here = str(self._step_dir)
+        found = {path: (full, self._meta.leaves[full]) for path, full in self._full.items()}
+        return {
+            path: dataclasses.replace(leaf, at=leaf.at or Place(here, full))
+            for path, (full, leaf) in found.items()
+        }
 
     def read(self, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """Read and check some of them.

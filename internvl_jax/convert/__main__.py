@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--shard-size", metavar="SIZE", type=_bytes, default="5GB", help="(5GB)")
     export.add_argument("--step", type=int, help="which step (the newest)")
     export.add_argument("--ema", action="store_true", help="take the averaged parameters")
+    export.add_argument(
+        "--adapters",
+        action="store_true",
+        help="write the adapters of a :lora run alone, in PEFT's form (they are merged otherwise)",
+    )
     export.add_argument("--tokenizer", metavar="FILE", type=Path, help="(the run's)")
     export.add_argument("--overwrite", action="store_true", help="replace an existing DEST")
     into = verbs.add_parser(
@@ -130,6 +135,7 @@ def _export(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             shard_bytes=arguments.shard_size,
             tokenizer=arguments.tokenizer,
+            adapters=arguments.adapters,
             overwrite=arguments.overwrite,
             quiet=False,
         )

@@ -164,7 +164,7 @@ def llama(config: Mapping[str, Any], names: Shapes | None = None, prefix: str = 
         )
     kind = _kind(config)
     bias = config.get("bias", config.get("attention_bias"))
-    options = dict(DECODERS[kind])
+    options: dict[str, Any] = dict(DECODERS[kind])
     if bias is not None and kind != "qwen2":
         options |= {"qkv_bias": bias, "out_bias": bias}
     pad = config.get("pad_token_id")

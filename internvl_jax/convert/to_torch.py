@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy as np
 from internvl_jax import __version__
 from internvl_jax.checkpoint import iter_leaves
 from internvl_jax.checkpoint.storage import find_step, load_meta
+from internvl_jax.convert.adapters import merge, write_peft
 from internvl_jax.convert.card import card
 from internvl_jax.convert.describe import model_of
 from internvl_jax.convert.formats import FORMATS, About, Files
@@ -32,6 +33,7 @@ from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, leaves, 
 from internvl_jax.convert.shards import DTYPES, WeightsError, divide, write
 from internvl_jax.convert.stream import ArrayRows, Rows, ahead, stored_rows
 from internvl_jax.convert.transpose import contiguous
+from internvl_jax.models.adapters import without_adapters
 from internvl_jax.observe.progress import ByteProgress
 from internvl_jax.tree import flatten
 
@@ -49,10 +51,11 @@ def export(
     shard_bytes: int = SHARD_BYTES,
     about: About | None = None,
     metadata: Mapping[str, str] | None = None,
+    adapters_of: Sequence[str] | None = None,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> tuple[str, ...]:
-    """Writes a model for PyTorch, all of it or nothing.
+    """Writes a model for PyTorch, all of it or nothing; adapters are merged into its weights.
 
     Everything is written beside the destination and renamed at the end, so that an interrupted
     export never leaves a folder that looks complete.
@@ -67,6 +70,8 @@ def export(
         shard_bytes: largest file; a tensor that is larger has a file of its own.
         about: what else is known of the model.
         metadata: text to put into each file's header.
+        adapters_of: write the adapters and nothing else, in PEFT's form and the format's names,
+            with those of these trained leaves that are no adapters.
         overwrite: replace an existing folder.
         quiet: show no progress.
 
@@ -84,36 +89,62 @@ def export(
     if destination.exists() and not overwrite:
         raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
     form = FORMATS[format]
+    bare = without_adapters(cfg)
     try:
-        keys = key_map(form.fitted(cfg), form.naming)
+        keys = key_map(form.fitted(bare), form.naming)
     except ValueError as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(f"The format {format!r} cannot hold this model: {error}") from None
     rows = _checked(params, cfg)
+    if adapters_of is not None:
+        return _export_adapters(destination, rows, cfg, keys, adapters_of, metadata or {})
+    rows = merge(rows, cfg)
     layout = _layout(keys, rows, dtype)
     widest = max((d for _, d in layout.values()), key=lambda d: d.itemsize, default=None)
-    about = About(cfg) if about is None else about
-    about = dataclasses.replace(about, dtype=dtype or str(widest))
+    about = dataclasses.replace(about or About(bare), cfg=bare, dtype=dtype or str(widest))
     beside = form.files(about)
     beside.setdefault("README.md", card(about, format, len(keys.entries), form.caveats(about)))
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in destination.parent.glob(f".{destination.name}.unfinished-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    working = Path(
-        tempfile.mkdtemp(prefix=f".{destination.name}.unfinished-", dir=destination.parent)
-    )
-    try:
+    with _created(destination) as working:
         digests = _lay_down(working, beside)
         digests |= _write(working, rows, keys, layout, shard_bytes, dict(metadata or {}), quiet)
-        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-        (working / "checksums.sha256").write_text(listed)
+        _list(working, digests)
+    return keys.nameless
+
+
+def _export_adapters(
+    destination: Path,
+    rows: Mapping[str, Rows],
+    cfg: ModelConfig,
+    keys: KeyMap,
+    trained: Sequence[str],
+    metadata: Mapping[str, str],
+) -> tuple[str, ...]:
+    with _created(destination) as working:
+        _list(working, write_peft(working, rows, cfg, keys, trained, metadata))
+    return ()
+
+
+@contextlib.contextmanager
+def _created(destination: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes the destination if all goes well."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{destination.name}.unfinished-"
+    for abandoned in destination.parent.glob(f"{prefix}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    working = Path(tempfile.mkdtemp(prefix=prefix, dir=destination.parent))
+    try:
+        yield working
         working.chmod(0o755)
         _replace(working, destination)
     finally:
         shutil.rmtree(working, ignore_errors=True)
-    return keys.nameless
+
+
+def _list(folder: Path, digests: Mapping[str, str]) -> None:
+    listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    (folder / "checksums.sha256").write_text(listed)
 
 
 def export_checkpoint(
@@ -126,6 +157,7 @@ def export_checkpoint(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     tokenizer: str | Path | None = None,
+    adapters: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> tuple[str, ...]:
@@ -137,6 +169,7 @@ def export_checkpoint(
         step: which checkpoint; the newest by default.
         ema: take the moving average of the trained parameters where there is one.
         tokenizer: the model's tokenizer; by default the one that the run names, if it is there.
+        adapters: write what a run with adapters trained instead of the whole model.
 
     Returns:
         As `export`.
@@ -174,6 +207,7 @@ def export_checkpoint(
         for path, leaf in stored.items():
             if path.startswith(start):
                 chosen.setdefault(path.removeprefix(start), leaf)
+    trained = [p.removeprefix(f"params/{prefix}") for p in stored if p.startswith("params/")]
     with stored_rows(chosen, Path(destination)) as rows:
         return export(
             rows,
@@ -184,6 +218,7 @@ def export_checkpoint(
             shard_bytes=shard_bytes,
             about=about,
             metadata=metadata,
+            adapters_of=trained if adapters else None,
             overwrite=overwrite,
             quiet=quiet,
         )

@@ -103,7 +103,7 @@ def of(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, naming: str) -> Mapp
     llm = cfg if isinstance(cfg, LlamaConfig) else getattr(cfg, "llm", None)
     found = shapes(tensors)
     if naming == "native" and any(n.startswith("model.vision_tower.") for n in found):
-        tensors = _renamed(tensors, native_name, _in_memory_name)
+        tensors = _renamed(tensors, native_name, in_memory_name)
     if llm is not None and any(FUSED in n for n in found):
         tensors = _internlm2(tensors, llm)
     if llm is not None and llm.tied_head and naming != "remote":
@@ -149,7 +149,8 @@ def native_name(name: str) -> str:
     return _translated(name, IN_MEMORY, start=True)
 
 
-def _in_memory_name(name: str) -> str:
+def in_memory_name(name: str) -> str:
+    """The inverse of `native_name`: as the modules of the loaded class are called."""
     return _translated(name, {saved: own for own, saved in IN_MEMORY.items()}, start=True)
 
 

@@ -17,10 +17,11 @@ from internvl_jax.batch import MEAN, STD
 from internvl_jax.models.compute import Compute
 from internvl_jax.nn.attention import VitAttention
 from internvl_jax.nn.embed import PatchEmbed, resize_positions
+from internvl_jax.nn.lora import LoraConfig
 from internvl_jax.nn.mlp import Mlp
 from internvl_jax.nn.norm import make_norm
 from internvl_jax.nn.param import constant, kernel_init, normal, param
-from internvl_jax.nn.regularize import drop_path, keep_tokens
+from internvl_jax.nn.regularize import Randomness, drop_path, keep_tokens
 from internvl_jax.nn.stack import Run, Stack
 from internvl_jax.sharding.rules import constrain
 
@@ -51,6 +52,7 @@ class VitConfig:
     layer_scale: float = 0.1
     drop_path: float = 0.0
     drop_path_mode: str = "uniform"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -64,6 +66,8 @@ class VitConfig:
             )
         if self.drop_path_mode not in ("uniform", "linear"):
             raise ValueError(f"drop_path_mode={self.drop_path_mode!r}: use 'uniform' or 'linear'.")
+        if self.lora:
+            self.lora.check(self.kernels())
 
     @property
     def grid(self) -> int:
@@ -75,13 +79,24 @@ class VitConfig:
             return np.full(self.depth, self.drop_path, np.float32)
         return np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
 
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's matrices, as `LoraConfig.targets` names them."""
+        D, F = self.width, self.mlp_dim
+        return {
+            "attn/qkv": (D, 3 * D),
+            "attn/out": (D, D),
+            "mlp/fc1": (D, F),
+            "mlp/fc2": (F, D),
+        }
+
     def param_count(self) -> int:
-        """Number of parameters."""
+        """Number of parameters, adapters included."""
         D, F = self.width, self.mlp_dim
         norm = D if self.norm == "rms" else 2 * D
         layer = 2 * norm + 2 * D + 3 * D * D + D * D + D + 2 * D * F + F + D
         layer += 3 * D * self.qkv_bias + 2 * D * self.qk_norm
         embed = self.patch_size**2 * 3 * D + D + D + (1 + self.grid**2) * D
+        layer += self.lora.param_count(self.kernels()) if self.lora else 0
         return self.depth * layer + embed
 
     def flops(self, tokens: int | None = None) -> int:
@@ -95,13 +110,6 @@ class VitConfig:
         layer = 2 * P * (4 * D * D + 2 * D * F) + 4 * P * P * D
         patches = self.grid**2 if tokens is None else max(tokens - 1, 0)
         return self.depth * layer + 2 * patches * 3 * self.patch_size**2 * D
-
-
-class Randomness(NamedTuple):
-    """What a training pass draws from: a key of the step and the global example indices."""
-
-    key: jax.Array
-    example: jax.Array
 
 
 class VisionOutput(NamedTuple):
@@ -134,21 +142,26 @@ class Block(nnx.Module):
             init=init,
             out_init=init,
             implementation=compute.attention,
+            lora=cfg.lora,
         )
         self.ls1 = param(rngs, (D,), ("embed",), constant(cfg.layer_scale))
         self.norm2 = make_norm(cfg.norm, D, eps=cfg.eps, rngs=rngs)
-        self.mlp = Mlp(D, cfg.mlp_dim, rngs=rngs, init=init)
+        self.mlp = Mlp(D, cfg.mlp_dim, rngs=rngs, init=init, lora=cfg.lora)
         self.ls2 = param(rngs, (D,), ("embed",), constant(cfg.layer_scale))
 
-    def __call__(self, x: jax.Array, rate: jax.Array, random: Randomness | None) -> jax.Array:
-        attn = self.attn(self.norm1(x), gain=self.ls1[...])
+    def __call__(
+        self, x: jax.Array, rate: jax.Array | None, random: Randomness | None
+    ) -> jax.Array:
+        attn = self.attn(self.norm1(x), gain=self.ls1[...], random=random)
         x = checkpoint_name(x + _dropped(attn, rate, random, 0), "mid")
-        mlp = self.mlp(self.norm2(x), gain=self.ls2[...])
+        mlp = self.mlp(self.norm2(x), gain=self.ls2[...], random=random)
         return constrain(x + _dropped(mlp, rate, random, 1), "batch", None, None)
 
 
-def _dropped(x: jax.Array, rate: jax.Array, random: Randomness | None, branch: int) -> jax.Array:
-    if random is None:
+def _dropped(
+    x: jax.Array, rate: jax.Array | None, random: Randomness | None, branch: int
+) -> jax.Array:
+    if random is None or rate is None:
         return x
     return drop_path(x, rate, jax.random.fold_in(random.key, branch), random.example)
 
@@ -193,7 +206,7 @@ class InternViT(nnx.Module):
         Args:
             images: [B, h, w, 3], normalised; other sizes than the native one interpolate the table.
             keep: train on a random subset of that many patch tokens (needs `random`).
-            random: turns drop path and token masking on; None is deterministic.
+            random: turns drop path, dropout and token masking on; None is deterministic.
             taps: layers whose output is returned as well, negative from the end.
             hidden: return every layer's output, [L, B, P, D] (inspection and parity).
         """
@@ -205,7 +218,7 @@ class InternViT(nnx.Module):
             kept = keep_tokens(x[:, 1:], keep, jax.random.fold_in(random.key, 0), random.example)
             x = jnp.concatenate([x[:, :1], kept], axis=1)
 
-        dropping = random is not None and cfg.drop_path > 0
+        dropping = cfg.drop_path > 0 or (bool(cfg.lora) and cfg.lora.dropout > 0)
         rates = jnp.asarray(cfg.drop_path_rates())
         layers = jnp.arange(cfg.depth)
 
@@ -215,7 +228,8 @@ class InternViT(nnx.Module):
             index, rate = extra
             here = None
             if dropping and random is not None:
-                here = Randomness(jax.random.fold_in(random.key, 1 + index), random.example)
+                here = random.fold(1 + index)
+            rate = rate if cfg.drop_path else None
             x = run(block, lambda block, x: block(x, rate, here), x)
             return x, (x if hidden else None)
 

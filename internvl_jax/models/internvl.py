@@ -11,11 +11,15 @@ from flax import nnx
 
 from internvl_jax.models.attention_pool import AttentionPool, pool_param_count
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.intern_vit import InternViT, Randomness, VitConfig
+from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.llama import Llama, LlamaConfig, LlamaOutput
 from internvl_jax.models.qllama import causal_mask, query_text_mask
 from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.param import constant, normal, param, zeros
+from internvl_jax.nn.regularize import Randomness
+
+TEXT = 1 << 20
+"""Part of the step's randomness that QLLaMA draws from; the vision tower has the parts below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +91,16 @@ class InternVL(nnx.Module):
         """Normalised images [B, S, S, 3] -> [B, P, Dv]."""
         return self.vision(images, keep=keep, random=random).tokens
 
-    def text_embedding(self, text: jax.Array, text_mask: jax.Array) -> jax.Array:
+    def text_embedding(
+        self, text: jax.Array, text_mask: jax.Array, *, random: Randomness | None = None
+    ) -> jax.Array:
         """The EOS row of the causal text pass, projected; ids and mask [B, T] -> float32 [B, E]."""
         T = text.shape[1]
         positions = jnp.broadcast_to(jnp.arange(T), text.shape)
-        hidden = self.qllama(self.qllama.embed(text), positions, causal_mask(text_mask)).hidden
+        random = None if random is None else random.fold(TEXT)
+        hidden = self.qllama(
+            self.qllama.embed(text), positions, causal_mask(text_mask), random=random
+        ).hidden
         return self.project_text(hidden, text_mask)
 
     def project_text(self, hidden: jax.Array, text_mask: jax.Array) -> jax.Array:
@@ -116,7 +125,13 @@ class InternVL(nnx.Module):
         return self.qllama(x, positions, Mask(), vision=vision, queries=Q).hidden
 
     def fused(
-        self, vision: jax.Array, text: jax.Array, mask: jax.Array, *, collect: bool = False
+        self,
+        vision: jax.Array,
+        text: jax.Array,
+        mask: jax.Array,
+        *,
+        collect: bool = False,
+        random: Randomness | None = None,
     ) -> LlamaOutput:
         """One pass over rows [queries][text].
 
@@ -125,12 +140,21 @@ class InternVL(nnx.Module):
             text: ids [R, T], R/B consecutive rows per image.
             mask: bool [R, Q + T, Q + T] of `models.qllama.query_text_mask`.
             collect: return every layer's output too.
+            random: of the B images, turns the adapters' dropout on.
         """
+        if random is not None:
+            random = random.rows(text.shape[0] // vision.shape[0]).fold(TEXT)
         queries = self.query_inputs(text.shape[0])
         x = jnp.concatenate([queries, self.qllama.embed(text)], axis=1)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         return self.qllama(
-            x, positions, mask, vision=vision, queries=queries.shape[1], collect=collect
+            x,
+            positions,
+            mask,
+            vision=vision,
+            queries=queries.shape[1],
+            collect=collect,
+            random=random,
         )
 
     def match_logits(self, query_rows: jax.Array) -> jax.Array:

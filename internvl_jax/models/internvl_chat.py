@@ -16,6 +16,10 @@ from internvl_jax.models.projector import Mlp1, Mlp2xGelu, projector_param_count
 from internvl_jax.models.qllama import packed_positions
 from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.param import normal, param
+from internvl_jax.nn.regularize import Randomness
+
+QLLAMA, LLM = 1 << 20, 1 << 21
+"""Parts of the step's randomness; the vision tower has those below."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +98,14 @@ class InternVLChat(nnx.Module):
             self.projector = None
         self.llm = Llama(cfg.llm, compute.of("llm"), rngs=rngs)
 
-    def features(self, images: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    def features(
+        self, images: jax.Array, random: Randomness | None = None
+    ) -> tuple[jax.Array | None, jax.Array]:
         """Query outputs [B, Q, Dq] (None without QLLaMA) and patch features [B, P, Dv], no CLS."""
         layer = self.cfg.select_layer
-        out = self.vision(images, taps=() if layer == -1 else (layer,))
+        # Without adapters the tower stands still, and drops no paths either.
+        own = random if self.cfg.vision.lora else None
+        out = self.vision(images, taps=() if layer == -1 else (layer,), random=own)
         patches = (out.tokens if layer == -1 else out.taps[0])[:, 1:]
         if self.qllama is None:
             return None, patches
@@ -105,15 +113,19 @@ class InternVLChat(nnx.Module):
         x = jnp.broadcast_to(tokens, (images.shape[0], *tokens.shape))
         Q = tokens.shape[0]
         positions = jnp.broadcast_to(jnp.arange(Q), x.shape[:2])
-        return self.qllama(x, positions, Mask(), vision=out.tokens, queries=Q).hidden, patches
+        random = None if random is None else random.fold(QLLAMA)
+        queries = self.qllama(
+            x, positions, Mask(), vision=out.tokens, queries=Q, random=random
+        ).hidden
+        return queries, patches
 
-    def visual_embeddings(self, images: jax.Array) -> jax.Array:
+    def visual_embeddings(self, images: jax.Array, random: Randomness | None = None) -> jax.Array:
         """Normalised images [B, S, S, 3] -> [B, V, D]: the queries first, then the patches.
 
         Paper Fig. 4d labels the input ``<image><query>``; the released code, followed here, puts
         the queries first.
         """
-        queries, patches = self.features(images)
+        queries, patches = self.features(images, random)
         parts = []
         if queries is not None:
             parts.append(self.query_projector(queries))
@@ -138,7 +150,13 @@ class InternVLChat(nnx.Module):
         spliced = jnp.take_along_axis(visual.astype(words.dtype), index[..., None], axis=1)
         return jnp.where(here[..., None], spliced, words)
 
-    def hidden(self, images: jax.Array, text: jax.Array, segment: jax.Array) -> jax.Array:
+    def hidden(
+        self,
+        images: jax.Array,
+        text: jax.Array,
+        segment: jax.Array,
+        random: Randomness | None = None,
+    ) -> jax.Array:
         """Final hidden states of the language model.
 
         Args:
@@ -146,8 +164,12 @@ class InternVLChat(nnx.Module):
             text: ids [B, T] with V `IMAGE_TOKEN`s per image, right-padded.
             segment: int32 [B, T], the conversation of the row that a token belongs to, from 1 on;
                 0 on padding.
+            random: of the B rows, turns the adapters' dropout on.
         """
         B, M = images.shape[:2]
-        visual = self.visual_embeddings(images.reshape(B * M, *images.shape[2:]))
+        slots = None if random is None else random.rows(M)
+        visual = self.visual_embeddings(images.reshape(B * M, *images.shape[2:]), slots)
         x = self.splice(text, visual.reshape(B, M * visual.shape[1], visual.shape[2]))
-        return self.llm(x, packed_positions(segment), Mask(segment, causal=True)).hidden
+        own = None if random is None else random.fold(LLM)
+        mask = Mask(segment, causal=True)
+        return self.llm(x, packed_positions(segment), mask, random=own).hidden

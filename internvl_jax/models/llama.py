@@ -18,9 +18,11 @@ from jax.ad_checkpoint import checkpoint_name
 from internvl_jax.models.compute import Compute
 from internvl_jax.nn.attend import Mask
 from internvl_jax.nn.attention import CrossAttention, DecoderAttention, KeyValue
+from internvl_jax.nn.lora import LoraConfig
 from internvl_jax.nn.mlp import SwiGlu
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import normal, param
+from internvl_jax.nn.regularize import Randomness
 from internvl_jax.nn.rope import rope_tables
 from internvl_jax.nn.stack import Run, Stack, interleave, scan_layers
 from internvl_jax.sharding.rules import constrain, gathered
@@ -41,6 +43,7 @@ class LlamaConfig:
         vision_width: width of the tokens cross-attended to; 0 builds the same layout without the
             cross-attention, as the text tower of stage 1 is.
         pad_id: its embedding receives no gradient, as torch's ``padding_idx``; None for none.
+        lora: adapters; where layers cross-attend, of the cross-attention as well.
     """
 
     vocab_size: int = 49954
@@ -60,6 +63,7 @@ class LlamaConfig:
     cross_frequency: int = 0
     vision_width: int = 0
     pad_id: int | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         if self.head_dim is None and self.width % self.heads:
@@ -72,6 +76,8 @@ class LlamaConfig:
             raise ValueError(
                 "vision_width is set but cross_frequency is 0: say how often layers cross-attend."
             )
+        if self.lora:
+            self.lora.check({**self.kernels(), **self.cross_kernels()})
 
     @property
     def K(self) -> int:
@@ -90,13 +96,28 @@ class LlamaConfig:
         """How many layers cross-attend: i % cross_frequency == 0."""
         return -(-self.depth // self.cross_frequency) if self.vision_width else 0
 
+    def kernels(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of a layer's matrices, as `LoraConfig.targets` names them."""
+        D, Q, KV, F = self.width, self.heads * self.H, self.K * self.H, self.mlp_dim
+        attn = {"attn/q": (D, Q), "attn/k": (D, KV), "attn/v": (D, KV), "attn/out": (Q, D)}
+        return {**attn, "mlp/gate": (D, F), "mlp/up": (D, F), "mlp/down": (F, D)}
+
+    def cross_kernels(self) -> dict[str, tuple[int, int]]:
+        """The same of the cross-attention that some layers have."""
+        D, Q, V = self.width, self.heads * self.H, self.vision_width
+        cross = {"cross/q": (D, Q), "cross/k": (V, Q), "cross/v": (V, Q), "cross/out": (Q, D)}
+        return cross if V else {}
+
     def param_count(self) -> int:
-        """Number of parameters."""
+        """Number of parameters, adapters included."""
         D, N, K, H, F = self.width, self.heads, self.K, self.H, self.mlp_dim
         layer = 2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D
         layer += (N + 2 * K) * H * self.qkv_bias + D * self.out_bias + 2 * H * self.qk_norm
         cross = 2 * D * N * H + 2 * self.vision_width * N * H + D + self.vision_width
         head = D * self.vocab_size * (self.head and not self.tied_head)
+        if self.lora:
+            layer += self.lora.param_count(self.kernels())
+            cross += self.lora.param_count(self.cross_kernels())
         return self.depth * layer + self.cross_layers * cross + self.vocab_size * D + head + D
 
     def flops(
@@ -139,13 +160,18 @@ class DecoderLayer(nnx.Module):
             init=init,
             out_init=out_init,
             implementation=compute.attention,
+            lora=cfg.lora,
         )
-        make_cross = functools.partial(CrossAttention, eps=cfg.eps, init=init, out_init=out_init)
+        make_cross = functools.partial(
+            CrossAttention, eps=cfg.eps, init=init, out_init=out_init, lora=cfg.lora
+        )
         self.cross = (
             make_cross(cfg.width, cfg.heads, cfg.H, cfg.vision_width, rngs=rngs) if cross else None
         )
         self.norm2 = RMSNorm(cfg.width, eps=cfg.eps, rngs=rngs)
-        self.mlp = SwiGlu(cfg.width, cfg.mlp_dim, rngs=rngs, init=init, out_init=out_init)
+        self.mlp = SwiGlu(
+            cfg.width, cfg.mlp_dim, rngs=rngs, init=init, out_init=out_init, lora=cfg.lora
+        )
 
     def __call__(
         self,
@@ -155,14 +181,15 @@ class DecoderLayer(nnx.Module):
         vision: jax.Array | None,
         queries: int,
         cache: KeyValue | None,
+        random: Randomness | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        y, kv = self.attn(self.norm1(x), rope, mask, cache)
+        y, kv = self.attn(self.norm1(x), rope, mask, cache, random)
         x = x + y
         if self.cross is not None and vision is not None and queries:
             rows = x[:, :queries]
-            x = jnp.concatenate([rows + self.cross(rows, vision), x[:, queries:]], axis=1)
+            x = jnp.concatenate([rows + self.cross(rows, vision, random), x[:, queries:]], axis=1)
         x = checkpoint_name(x, "mid")
-        x = x + self.mlp(self.norm2(x))
+        x = x + self.mlp(self.norm2(x), random)
         return constrain(x, "batch", None, None), kv
 
 
@@ -240,6 +267,7 @@ class Llama(nnx.Module):
         queries: int = 0,
         cache: KeyValue | None = None,
         collect: bool = False,
+        random: Randomness | None = None,
     ) -> LlamaOutput:
         """Runs the decoder on embeddings.
 
@@ -252,23 +280,30 @@ class Llama(nnx.Module):
             queries: the first so many positions of each row cross-attend.
             cache: keys and values [L, R, S, K, H] of earlier tokens; read only.
             collect: return every layer's output too.
+            random: of the R rows, turns the adapters' dropout on; None is deterministic.
         """
         cfg = self.cfg
+        keys = None
+        if random is not None and cfg.lora and cfg.lora.dropout:
+            keys = jax.vmap(lambda i: jax.random.fold_in(random.key, i))(jnp.arange(cfg.depth))
+        extra = (cache, keys)  # per layer
         rope = rope_tables(positions, cfg.H, cfg.rope_theta)
         x = x.astype(self.compute.jnp_dtype)
         options: dict[str, Any] = dict(
             remat=self.compute.remat, dtype=self.compute.jnp_dtype, unroll=self.compute.unroll
         )
 
-        def one(layer: DecoderLayer, x: jax.Array, cache: KeyValue | None, run: Run):
-            call = lambda layer, x: layer(x, rope, mask, vision, queries, cache)
+        def one(layer: DecoderLayer, x: jax.Array, extra: Any, run: Run):
+            cache, key = extra
+            here = None if random is None or key is None else Randomness(key, random.example)
+            call = lambda layer, x: layer(x, rope, mask, vision, queries, cache, here)
             x, kv = run(layer, call, x)
             return x, (kv, x if collect else None)
 
-        def several(period: Period, x: jax.Array, cache: KeyValue | None, run: Run):
+        def several(period: Period, x: jax.Array, extra: Any, run: Run):
             outs = []
             for i, layer in enumerate(period.layers):
-                x, out = one(layer, x, jax.tree.map(lambda c: c[i], cache), run)  # noqa: B023
+                x, out = one(layer, x, jax.tree.map(lambda c: c[i], extra), run)  # noqa: B023
                 outs.append(out)
             return x, jax.tree.map(lambda *a: jnp.stack(a), *outs)
 
@@ -278,17 +313,17 @@ class Llama(nnx.Module):
                 [] if whole is None else whole.layers,
                 [] if self.tail is None else self.tail.layers,
             )
-            x, (kv, outs), _ = scan_layers(layers, cfg.depth, one, x, cache, **options)
+            x, (kv, outs), _ = scan_layers(layers, cfg.depth, one, x, extra, **options)
             return LlamaOutput(self.norm(x), kv, outs)
 
         whole, k = cfg.depth // cfg.period, cfg.period
         parts = []
         if self.periods is not None:
-            here = jax.tree.map(lambda c: c[: whole * k].reshape(whole, k, *c.shape[1:]), cache)
+            here = jax.tree.map(lambda c: c[: whole * k].reshape(whole, k, *c.shape[1:]), extra)
             x, out, _ = self.periods(several, x, here, **options)
             parts.append(jax.tree.map(lambda a: a.reshape(whole * k, *a.shape[2:]), out))
         if self.tail is not None:
-            rest = jax.tree.map(lambda c: c[whole * k :], cache)
+            rest = jax.tree.map(lambda c: c[whole * k :], extra)
             # Less than a period: everything is kept, there is little.
             x, out = several(self.tail, x, rest, Run(dtype=self.compute.jnp_dtype))
             parts.append(out)

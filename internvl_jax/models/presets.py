@@ -50,6 +50,21 @@ def internvl_c_13b_224() -> InternVLConfig:
     return InternVLConfig(vision=internvit_6b_224(), qllama=text, queries=0)
 
 
+def qwen_1_5b() -> LlamaConfig:
+    """Qwen2.5-1.5B as InternVL3-2B has it: its own vocabulary, the head untied."""
+    return LlamaConfig(
+        vocab_size=151674,
+        width=1536,
+        depth=28,
+        heads=12,
+        kv_heads=2,
+        mlp_dim=8960,
+        eps=1e-6,
+        rope_theta=1e6,
+        qkv_bias=True,
+    )
+
+
 def vicuna_7b() -> LlamaConfig:
     """Vicuna v1.5 7B (LLaMA-2 sizes)."""
     return LlamaConfig(vocab_size=32000, eps=1e-5)
@@ -63,6 +78,11 @@ def vicuna_13b() -> LlamaConfig:
 def chat_vit_vicuna(llm: LlamaConfig, image_size: int = 336) -> ChatConfig:
     """InternVL-Chat without QLLaMA: ViT layer -4 through ``mlp2x_gelu`` (LLaVA-1.5's recipe)."""
     return ChatConfig(vision=VitConfig(image_size=image_size), llm=llm, select_layer=-4)
+
+
+def chat_2b() -> ChatConfig:
+    """InternVL3-2B's sizes: InternViT-300M through ``mlp1`` into Qwen2.5-1.5B."""
+    return ChatConfig(vision=internvit_300m_448(), llm=qwen_1_5b(), projector="mlp1")
 
 
 def chat_qllama_vicuna(llm: LlamaConfig) -> ChatConfig:

@@ -9,8 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from internvl_jax.nn.attend import Mask, attend, rotates
 from internvl_jax.nn.dense import dense
+from internvl_jax.nn.lora import LoraConfig, adapted, adapter
 from internvl_jax.nn.norm import RMSNorm
 from internvl_jax.nn.param import Initializer, param, zeros
+from internvl_jax.nn.regularize import Randomness
 from internvl_jax.nn.rope import apply_rope
 from internvl_jax.sharding.rules import constrain
 
@@ -32,6 +34,7 @@ class VitAttention(nnx.Module):
         init: Initializer,
         out_init: Initializer,
         implementation: str = "auto",
+        lora: LoraConfig | None = None,
     ):
         H = width // heads
         self.implementation = implementation
@@ -42,23 +45,31 @@ class VitAttention(nnx.Module):
         self.k_norm = RMSNorm((heads, H), eps=eps, axes=axes, rngs=rngs) if qk_norm else None
         self.out = param(rngs, (heads, H, width), (*axes, "embed"), out_init)
         self.out_bias = param(rngs, (width,), ("embed",), zeros)
+        self.qkv_lora = adapter(lora, "attn/qkv", self.qkv, rngs=rngs)
+        self.out_lora = adapter(lora, "attn/out", self.out, contract=2, rngs=rngs)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(
+        self, x: jax.Array, random: Randomness | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, P, D] -> q, k, v, each [B, P, N, H], before QK-norm."""
         kernel = self.qkv[...].astype(x.dtype)
+        lora = self.qkv_lora
+        low = None if lora is None else lora.down(x, random)
         bias = None if self.qkv_bias is None else self.qkv_bias[...].astype(x.dtype)
 
         def one(i: int) -> jax.Array:
             y = dense(x, kernel[:, i])
+            if lora is not None and low is not None:
+                y = y + dense(low, lora.b[...][:, i])
             return checkpoint_name(y if bias is None else y + bias[i], "qkv")
 
         # Three products: a fused one leaves its result transposed, which costs more than it saves.
         q, k, v = (one(i) for i in range(3))
         return q, k, v
 
-    def context(self, x: jax.Array) -> jax.Array:
+    def context(self, x: jax.Array, random: Randomness | None = None) -> jax.Array:
         """[B, P, D] -> attention output before the projection, [B, P, N, H]."""
-        q, k, v = self.project(x)
+        q, k, v = self.project(x, random)
         if self.q_norm is not None:
             q = self.q_norm(q)
         if self.k_norm is not None:
@@ -66,12 +77,18 @@ class VitAttention(nnx.Module):
         q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
         return attend(q, k, v, implementation=self.implementation)
 
-    def __call__(self, x: jax.Array, gain: jax.Array | None = None) -> jax.Array:
-        """Applies the block; `gain` is LayerScale, folded as in `nn.mlp.Mlp`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        gain: jax.Array | None = None,
+        random: Randomness | None = None,
+    ) -> jax.Array:
+        """Applies the block; `gain` is LayerScale, folded as in `nn.mlp.Mlp`; `random` as there."""
         kernel, bias = self.out[...], self.out_bias[...]
         if gain is not None:
             kernel, bias = kernel.astype(jnp.float32) * gain, bias * gain
-        y = dense(self.context(x), kernel, contract=2)
+        x = self.context(x, random)
+        y = adapted(x, kernel, self.out_lora, random, contract=2, gain=gain)
         return y + bias.astype(x.dtype)
 
 
@@ -96,6 +113,7 @@ class DecoderAttention(nnx.Module):
         init: Initializer,
         out_init: Initializer,
         implementation: str = "auto",
+        lora: LoraConfig | None = None,
     ):
         self.implementation = implementation
         D, N, K, H = width, heads, kv_heads, head_dim
@@ -109,6 +127,10 @@ class DecoderAttention(nnx.Module):
         self.out_bias = param(rngs, (D,), ("embed",), zeros) if out_bias else None
         self.q_norm = RMSNorm(H, eps=eps, axes=("head_dim",), rngs=rngs) if qk_norm else None
         self.k_norm = RMSNorm(H, eps=eps, axes=("head_dim",), rngs=rngs) if qk_norm else None
+        self.q_lora = adapter(lora, "attn/q", self.q, rngs=rngs)
+        self.k_lora = adapter(lora, "attn/k", self.k, rngs=rngs)
+        self.v_lora = adapter(lora, "attn/v", self.v, rngs=rngs)
+        self.out_lora = adapter(lora, "attn/out", self.out, contract=2, rngs=rngs)
 
     def __call__(
         self,
@@ -116,6 +138,7 @@ class DecoderAttention(nnx.Module):
         rope: tuple[jax.Array, jax.Array],
         mask: Mask | jax.Array,
         cache: KeyValue | None = None,
+        random: Randomness | None = None,
     ) -> tuple[jax.Array, KeyValue]:
         """Attends over the cache (if any) followed by x itself.
 
@@ -124,13 +147,18 @@ class DecoderAttention(nnx.Module):
             rope: tables of x's positions.
             mask: a rule, or bool [B|1, T, S + T], keys of the cache first.
             cache: rotated keys and values [B, S, K, H] of earlier tokens; read, never written.
+            random: the layer's, for the adapters' dropout.
 
         Returns:
             [B, T, D] and x's own keys and values [B, T, K, H].
         """
         q, k, v = (
-            _with_bias(dense(x, w[...]), b)
-            for w, b in ((self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
+            _with_bias(adapted(x, w[...], lora, random), b)
+            for w, b, lora in (
+                (self.q, self.q_bias, self.q_lora),
+                (self.k, self.k_bias, self.k_lora),
+                (self.v, self.v_bias, self.v_lora),
+            )
         )
         if self.q_norm is not None:
             q = self.q_norm(q)
@@ -150,7 +178,7 @@ class DecoderAttention(nnx.Module):
         y = attend(q, keys, values, mask, self.implementation, rope if inside else None)
         if inside:
             k = apply_rope(k, rope)  # for a cache; costs nothing where there is none to fill
-        y = dense(y, self.out[...], contract=2)
+        y = adapted(y, self.out[...], self.out_lora, random, contract=2)
         return _with_bias(y, self.out_bias), (k, v)
 
 
@@ -171,6 +199,7 @@ class CrossAttention(nnx.Module):
         rngs: nnx.Rngs,
         init: Initializer,
         out_init: Initializer,
+        lora: LoraConfig | None = None,
     ):
         D, N, H = width, heads, head_dim
         self.norm1 = RMSNorm(D, eps=eps, rngs=rngs)
@@ -179,21 +208,32 @@ class CrossAttention(nnx.Module):
         self.k = param(rngs, (vision_width, N, H), ("embed", "heads", "head_dim"), init)
         self.v = param(rngs, (vision_width, N, H), ("embed", "heads", "head_dim"), init)
         self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init)
+        self.q_lora = adapter(lora, "cross/q", self.q, rngs=rngs)
+        self.k_lora = adapter(lora, "cross/k", self.k, rngs=rngs)
+        self.v_lora = adapter(lora, "cross/v", self.v, rngs=rngs)
+        self.out_lora = adapter(lora, "cross/out", self.out, contract=2, rngs=rngs)
 
-    def __call__(self, x: jax.Array, vision: jax.Array) -> jax.Array:
-        """Args: x [R*B, Q, D], R consecutive rows per image; vision [B, P, Dv]. Returns like x."""
+    def __call__(
+        self, x: jax.Array, vision: jax.Array, random: Randomness | None = None
+    ) -> jax.Array:
+        """Args: x [R*B, Q, D], R consecutive rows per image; vision [B, P, Dv]; random of the rows.
+
+        Returns like x.
+        """
         rows, Q, D = x.shape
         B = vision.shape[0]
         dtype = x.dtype
         # The R rows of one image share its keys: they are simply more queries of that image.
         x = self.norm1(x).reshape(B, rows // B * Q, D)
         vision = self.norm2(vision.astype(dtype))
-        q = dense(x, self.q[...])
-        k = dense(vision, self.k[...])
-        v = dense(vision, self.v[...])
+        if random is not None:
+            random = Randomness(random.key, random.example.reshape(B, -1)[:, 0])
+        q = adapted(x, self.q[...], self.q_lora, random)
+        k = adapted(vision, self.k[...], self.k_lora, random)
+        v = adapted(vision, self.v[...], self.v_lora, random)
         q, k, v = (constrain(t, "batch", None, "heads", None) for t in (q, k, v))
         y = attend(q, k, v)
-        y = dense(y, self.out[...], contract=2)
+        y = adapted(y, self.out[...], self.out_lora, random, contract=2)
         return y.reshape(rows, Q, D)
 
 

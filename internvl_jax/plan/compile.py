@@ -146,7 +146,9 @@ def lower(experiment: Experiment, topology: Topology, phase: int = 0) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
     with jax.set_mesh(mesh):
-        return jit_step(experiment, stage, definition, tx, state).lower(state, frozen, batch, key)
+        return jit_step(experiment, stage, definition, tx, state, frozen).lower(
+            state, frozen, batch, key
+        )
 
 
 def compile_step(

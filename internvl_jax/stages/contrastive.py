@@ -75,7 +75,7 @@ class ContrastiveStage(EmbeddingStage):
         vision = model.image_tokens(self.images(batch), keep=keep, random=random)
         return {
             "image": model.clip_projector(vision),
-            "text": model.text_embedding(batch["text"], batch["text_mask"]),
+            "text": model.text_embedding(batch["text"], batch["text_mask"], random=random),
         }
 
     def loss_from_embeddings(

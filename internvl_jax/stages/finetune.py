@@ -10,7 +10,7 @@ from flax import nnx
 
 from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
 from internvl_jax.stages.language import label_count, next_token_mean
-from internvl_jax.stages.stage import Batch, Metrics, Stage
+from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
 
 TRAIN_MLP = ("projector/", "query_projector/")
 TRAIN_MLP_AND_LLM = (*TRAIN_MLP, "llm/")
@@ -52,15 +52,21 @@ class FinetuneStage(Stage):
 
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         images = self.images(batch)
-        hidden = model.hidden(images, batch["text"], batch["segment"])
+        random = randomness(batch, key)
+        hidden = model.hidden(images, batch["text"], batch["segment"], random)
         return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
 
     def flops(self) -> int:
         cfg, M = self.model, self.image_slots
         patches = 1 + (self.image_size // cfg.vision.patch_size) ** 2
-        total = M * cfg.vision.flops(patches)
+        # A frozen matrix under an adapter costs the product that carries the gradient on as well.
+        # An adapter's own few FLOPs are left out.
+        behind = bool(cfg.vision.lora)
+        total = (1 + behind) * M * cfg.vision.flops(patches)
         if cfg.qllama is not None:
-            total += M * cfg.qllama.flops(cfg.queries, queries=cfg.queries, vision_tokens=patches)
+            behind = behind or bool(cfg.qllama.lora)
+            once = M * cfg.qllama.flops(cfg.queries, queries=cfg.queries, vision_tokens=patches)
+            total += (1 + behind) * once
         llm = cfg.llm.flops(self.text_length, logits=self.text_length)
         trained = any(p.startswith("llm") for p in self.trainable_paths)
         return total + (3 if trained else 2) * llm

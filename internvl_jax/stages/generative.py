@@ -21,6 +21,7 @@ from internvl_jax.losses.contrastive import softmax_loss
 from internvl_jax.losses.matching import matching_loss, sample_hard_negatives
 from internvl_jax.models.internvl import InternVL, InternVLConfig, unit
 from internvl_jax.models.qllama import query_text_mask
+from internvl_jax.nn.regularize import Randomness
 from internvl_jax.sharding.rules import constrain, per_shard
 from internvl_jax.stages.language import token_totals
 from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
@@ -116,10 +117,15 @@ class GenerativeStage(Stage):
         if self.hard_negatives:
             batch = {**batch, **self._mine(model, vision, batch, key)}
         rows = self._pretrain if self.variant == "pretrain" else self._retrieval
-        return rows(model, vision, batch, groups)
+        return rows(model, vision, batch, key, groups)
 
     def _pretrain(
-        self, model: InternVL, vision: jax.Array, batch: Batch, groups: int
+        self,
+        model: InternVL,
+        vision: jax.Array,
+        batch: Batch,
+        key: jax.Array | None,
+        groups: int,
     ) -> tuple[jax.Array, Metrics]:
         B, Q = vision.shape[0], self.model.queries
         position = jnp.arange(B) % (B // groups)
@@ -130,6 +136,7 @@ class GenerativeStage(Stage):
         hidden = self._fused(
             model,
             vision,
+            randomness(batch, key),
             (itm_ids, itm_mask, "itm"),
             (batch["summarize"], batch["summarize_mask"], "itc"),
             (batch["text"], batch["text_mask"], "itg"),
@@ -182,12 +189,18 @@ class GenerativeStage(Stage):
         return itm_weight * loss_itm + itc_weight * loss_itc + itg_weight * loss_itg, metrics
 
     def _retrieval(
-        self, model: InternVL, vision: jax.Array, batch: Batch, groups: int
+        self,
+        model: InternVL,
+        vision: jax.Array,
+        batch: Batch,
+        key: jax.Array | None,
+        groups: int,
     ) -> tuple[jax.Array, Metrics]:
         B, Q = vision.shape[0], self.model.queries
         hidden = self._fused(
             model,
             vision,
+            randomness(batch, key),
             (batch["negative"], batch["negative_mask"], "itm"),
             (batch["positive"], batch["positive_mask"], "itm"),
             (batch["summarize"], batch["summarize_mask"], "itc"),
@@ -239,13 +252,15 @@ class GenerativeStage(Stage):
         itm_weight, itc_weight, _ = self.loss_weights
         return itm_weight * loss_itm + itc_weight * loss_itc, metrics
 
-    def _fused(self, model: InternVL, vision: jax.Array, *rows: Any) -> jax.Array:
+    def _fused(
+        self, model: InternVL, vision: jax.Array, random: Randomness | None, *rows: Any
+    ) -> jax.Array:
         """One pass over R rows per image: (ids, mask, use) each -> hidden [B, R, Q + T, D]."""
         B = vision.shape[0]
         ids = jnp.stack([r[0] for r in rows], axis=1)
         masks = jnp.stack([query_text_mask(self.model.queries, r[1], r[2]) for r in rows], axis=1)
         flat = lambda x: constrain(x.reshape(-1, *x.shape[2:]), "batch", *(None,) * (x.ndim - 2))
-        hidden = model.fused(vision, flat(ids), flat(masks)).hidden
+        hidden = model.fused(vision, flat(ids), flat(masks), random=random).hidden
         return hidden.reshape(B, len(rows), *hidden.shape[1:])
 
     def _mine(
@@ -277,6 +292,8 @@ class GenerativeStage(Stage):
         # A frozen matrix costs the forward product and the one that carries the gradient on.
         towers = self.trainable("vision/patch/kernel")
         total = (3 * vision.flops(P) + 3 * rows) if towers else (vision.flops(P) + 2 * rows)
+        if vision.lora and not towers:  # the gradient is carried on to the first adapter
+            total += vision.flops(P)
         return total + (text.flops(T) if self.hard_negatives else 0)
 
 

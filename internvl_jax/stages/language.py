@@ -17,7 +17,7 @@ from internvl_jax.losses.captioning import TokenTotals, chunked_next_token_loss
 from internvl_jax.models.llama import Llama, LlamaConfig
 from internvl_jax.models.qllama import causal_mask
 from internvl_jax.sharding.rules import per_shard
-from internvl_jax.stages.stage import Batch, Metrics, Stage
+from internvl_jax.stages.stage import Batch, Metrics, Stage, randomness
 
 
 class LanguageModel(nnx.Module):
@@ -54,7 +54,8 @@ class LanguageStage(Stage):
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         text = batch["text"]
         positions = jnp.broadcast_to(jnp.arange(text.shape[1]), text.shape)
-        hidden = model.llm(model.llm.embed(text), positions, causal_mask(batch["text_mask"])).hidden
+        mask, random = causal_mask(batch["text_mask"]), randomness(batch, key)
+        hidden = model.llm(model.llm.embed(text), positions, mask, random=random).hidden
         return next_token_mean(hidden, model.llm.head_kernel(), batch["labels"], self.chunk)
 
     def flops(self) -> int:

@@ -15,7 +15,8 @@ from flax import nnx
 from internvl_jax import batch as batches
 from internvl_jax.crop import crop_resize
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.intern_vit import Randomness, normalize_images
+from internvl_jax.models.intern_vit import normalize_images
+from internvl_jax.nn.regularize import Randomness
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

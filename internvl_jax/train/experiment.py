@@ -82,6 +82,10 @@ class TrainConfig:
         accumulate: microbatches per update.
         grad_cache: cache gradients, so that a contrastive loss still sees the global batch.
         frozen_dtype: of parameters that are not trained.
+        frozen_layout: ``default``; or ``auto``: frozen parameters rest as the compiled step reads
+            them, where it would else copy whole stacks of layers (one chip, `train.step.settle`).
+        frozen_in_checkpoints: ``stored`` with every step; or ``linked``: those that came unchanged
+            from another checkpoint stay there, and a step names the place.
         log_every, eval_every, save_every: in steps; 0 for eval_every is never.
         eval_batches: validation batches per evaluation.
         keep, keep_every: checkpoints kept: the newest, and every so many steps for good.
@@ -97,6 +101,8 @@ class TrainConfig:
     accumulate: int = 1
     grad_cache: bool = False
     frozen_dtype: str = "bfloat16"
+    frozen_layout: str = "default"
+    frozen_in_checkpoints: str = "stored"
     log_every: int = 10
     eval_every: int = 0
     eval_batches: int = 4
@@ -118,6 +124,12 @@ class TrainConfig:
             )
         if self.frozen_dtype not in ("bfloat16", "float32"):
             raise ValueError(f"frozen_dtype={self.frozen_dtype!r}: use bfloat16 or float32.")
+        if self.frozen_layout not in ("default", "auto"):
+            raise ValueError(f"frozen_layout={self.frozen_layout!r}: use default or auto.")
+        if self.frozen_in_checkpoints not in ("stored", "linked"):
+            raise ValueError(
+                f"frozen_in_checkpoints={self.frozen_in_checkpoints!r}: use stored or linked."
+            )
         if self.global_batch % self.accumulate:
             raise ValueError(
                 f"global_batch={self.global_batch} does not split into "

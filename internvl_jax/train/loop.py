@@ -35,7 +35,7 @@ from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train.experiment import Experiment
 from internvl_jax.train.optimizer import make_optimizer
 from internvl_jax.train.start import loaded, start, stored
-from internvl_jax.train.step import TrainState, jit_step
+from internvl_jax.train.step import TrainState, jit_step, settle
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,7 @@ class Run:
                 best_metric=settings.best_metric or None,
                 best_mode=settings.best_mode,
                 stacked=definition.stacked,
+                link=settings.frozen_in_checkpoints == "linked",
             )
             begun = start(definition, self.tx, experiment, mesh, self.checkpoints)
         self.state, self.frozen = loaded(begun.state)
@@ -203,10 +204,17 @@ class Run:
         self.ledger.close(self.first, self.step)
 
     def _compile(self, stage: Stage) -> tuple[Callable, Callable]:
-        """A phase's update and its validation score; compiled at the first call."""
+        """A phase's update and its validation score; most are compiled at the first call."""
         # The phases of a run share their parameters; their static settings differ.
         definition = Definition.of(stage.build, stage.trainable)
-        update = jit_step(self.experiment, stage, definition, self.tx, self.state)
+        update: Any = jit_step(self.experiment, stage, definition, self.tx, self.state, self.frozen)
+        if self.experiment.train.frozen_layout == "auto":
+            rows = batch_sharding(self.mesh)
+            batch = {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+                for name, x in stage.batch_spec(self.experiment.train.global_batch).items()
+            }
+            update, self.frozen = settle(update, self.state, self.frozen, batch, self.key)
 
         def score(state: TrainState, frozen, batch: Batch) -> Metrics:
             loss, metrics = stage.loss(

@@ -130,7 +130,7 @@ def start(
         create = jax.jit(lambda p: initial_state(p, tx, experiment.optim), out_shardings=shardings)
         return stored(create(trained), frozen)
 
-    return initialize(
+    begun = initialize(
         checkpoints,
         stored(state, frozen),
         params,
@@ -138,6 +138,11 @@ def start(
         assemble=assemble,
         handoff=handoff,
     )
+    if handoff is not None and begun.report is not None:
+        source, loaded = handoff.source.leaves(), begun.report.loaded
+        kept = {path: old for path, old in loaded.items() if not definition.trainable(path)}
+        checkpoints.came_from({f"frozen/{path}": source[old] for path, old in kept.items()})
+    return begun
 
 
 def _resize_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Format, Layout
 
 from internvl_jax.chips import compiler_options
 from internvl_jax.models.definition import Definition, Tree
@@ -16,6 +17,7 @@ from internvl_jax.stages.stage import Batch, Metrics, Stage
 from internvl_jax.train import grad_cache, microbatch
 from internvl_jax.train.experiment import Experiment
 from internvl_jax.train.optimizer import OptimConfig, learning_rate
+from internvl_jax.tree import flatten, like
 
 Leaf = Any
 """An array, or its shape, dtype and sharding before it exists."""
@@ -161,6 +163,7 @@ def jit_step(
     definition: Definition,
     tx: optax.GradientTransformation,
     state: TrainState,
+    frozen: Tree,
 ) -> jax.stages.Wrapped:
     """The update of one phase as it is compiled, in training and ahead of it (`plan`).
 
@@ -170,6 +173,8 @@ def jit_step(
         definition: of the stage's model.
         tx: the optimizer.
         state: arrays, or shapes with shardings; the update's result is placed alike.
+        frozen: likewise. Where their layout is left to the compiler (`TrainConfig.frozen_layout`),
+            the result has to go through `settle`.
     """
     settings = experiment.train
     step = make_step(
@@ -183,9 +188,42 @@ def jit_step(
     )
     placed = jax.tree.map(lambda x: x.sharding, state)
     (device, *_) = jax.tree.leaves(placed)[0].device_set
+    options = {}
+    if settings.frozen_layout == "auto":
+        auto = jax.tree.map(lambda x: Format(Layout.AUTO, x.sharding), frozen)
+        options["in_shardings"] = (placed, auto, None, None)
     return jax.jit(
         step,
         donate_argnums=0,
         out_shardings=(placed, None),
         compiler_options=compiler_options(device.device_kind) | settings.compiler_options,
+        **options,
     )
+
+
+def settle(
+    step: jax.stages.Wrapped,
+    state: TrainState,
+    frozen: Tree,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    key: jax.Array,
+) -> tuple[jax.stages.Compiled, Tree]:
+    """Compiles an update of `jit_step` and lays the frozen parameters out as it reads them.
+
+    In the default layout a TPU copies what attention projects with, as whole stacks of layers:
+    gigabytes beside the parameters themselves.
+
+    Args:
+        step: with ``frozen_layout="auto"``.
+        state, key: as in each call.
+        frozen: arrays; each is given up for its new copy.
+        batch: its shapes, with shardings.
+
+    Returns:
+        The compiled update, and the frozen parameters for it.
+    """
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    compiled = step.lower(state, jax.tree.map(shape, frozen), batch, key).compile()
+    formats = flatten(compiled.input_formats[0][1])
+    moved = {p: jax.device_put(x, formats[p], donate=True) for p, x in flatten(frozen).items()}
+    return compiled, like(frozen, moved)

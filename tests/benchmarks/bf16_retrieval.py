@@ -65,7 +65,9 @@ def main() -> None:
                 f"{mode:4} {code:8}  {least:.4f}   {nearest:.4f}   {among[0]:.4f}    {among[1]:.4f}"
             )
     mean = np.mean(every, axis=0)
-    print(f"all {len(every) * len(row):,} queries      {mean[0]:.4f}   {mean[1]:.4f}    {mean[2]:.4f}")
+    print(
+        f"all {len(every) * len(row):,} queries      {mean[0]:.4f}   {mean[1]:.4f}    {mean[2]:.4f}"
+    )
 
 
 if __name__ == "__main__":

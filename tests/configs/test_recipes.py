@@ -92,6 +92,48 @@ def test_stage_3_with_qllama():
     assert total - frozen - run.stage.model.llm.param_count() - 96 * 4096 == trained
 
 
+def test_stage_3_of_two_billion_parameters():
+    run = experiment("stage3_finetune", "2b")
+    assert run.stage.model == presets.chat_2b()
+    assert run.stage.image_size == 448 and run.stage.model.visual_tokens(448) == 256
+    assert run.stage.model.param_count() == pytest.approx(2.1e9, rel=0.02)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        experiment("stage3_finetune", "2b,qllama")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "rates"),
+    [
+        ("stage2_generative", "lora", {"query_tokens": 1e-4, "itm_head": 1e-4}),
+        ("stage2_generative", "retrieval,lora", {"clip_projector/q": 1e-4}),
+        ("stage3_finetune", "lora", {"projector/fc1": 2e-5}),
+        ("stage3_finetune", "mlp,qllama,lora", {"query_projector/fc1": 1e-3}),
+    ],
+)
+def test_adapters_are_trained_and_the_towers_rest(name, argument, rates):
+    run = experiment(name, argument)
+    assert (run.train.frozen_dtype, run.train.frozen_in_checkpoints) == ("bfloat16", "linked")
+    adapters = "qllama/tail/" if name == "stage2_generative" else "llm/periods/layers/first/"
+    adapter = f"{adapters}attn/q_lora/a"
+    rate = lambda path: run.optim.peak_lr * run.stage.lr_scale(path, ())
+    expected = {**rates, adapter: 1e-4 if name == "stage2_generative" else 2e-4}
+    assert {path: rate(path) for path in expected} == pytest.approx(expected)
+    assert all(map(run.stage.trainable, expected))
+    towers = ("vision/pos", "vision/blocks/layers/attn/qkv", "qllama/periods/layers/first/cross/q")
+    assert not any(map(run.stage.trainable, (*towers, "llm/embedding", "llm/lm_head")))
+    tower = run.stage.model.qllama if name == "stage2_generative" else run.stage.model.llm
+    assert tower.lora and (tower.lora.rank, tower.lora.scale, tower.lora.dropout) == (16, 2, 0.05)
+    assert bool(run.stage.model.vision.lora) == (name == "stage2_generative")
+    assert r".*_lora/[ab]" in run.init.new_ok
+
+
+def test_one_chip_is_for_adapters():
+    assert experiment("stage2_generative", "lora,v6e_1x1").topology == "v6e:1x1"
+    for name, argument in (("stage2_generative", "v6e_1x1"), ("stage3_finetune", "lora,v5e_1x1")):
+        with pytest.raises(ValueError, match=f"Unknown argument '{argument.split(',')[-1]}'"):
+            experiment(name, argument)
+
+
 @pytest.mark.parametrize(
     ("name", "argument"),
     [

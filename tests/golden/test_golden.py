@@ -29,12 +29,15 @@ ARGUMENTS = {
     "stage0_language": ["", "tiny"],
     "stage1_contrastive": ["", "tiny", "colab", *stage1_contrastive.TOPOLOGIES],
     "stage2_generative": [
-        *("", "tiny", "retrieval", "retrieval,tiny"),
+        *("", "tiny", "retrieval", "retrieval,tiny", "lora", "retrieval,lora", "lora,tiny"),
+        *(f"lora,{name}" for name in stage2_generative.ONE_CHIP),
         *stage2_generative.TOPOLOGIES,
     ],
     "stage3_finetune": [
         *("", "mlp", "13b", "mlp,qllama", "qllama,13b", "tiny", "mlp,qllama,tiny"),
+        *("2b", "mlp,2b", "lora", "mlp,qllama,lora", "lora,tiny"),
         *(f"sft,qllama,13b,{name}" for name in stage3_finetune.TOPOLOGIES),
+        *(f"lora,{size},{n}" for size, some in stage3_finetune.ONE_CHIP.items() for n in some),
     ],
     "demo": ["language", "llm", "contrastive", "generative", "projector", "chat"],
 }
@@ -62,7 +65,7 @@ def experiment(name: str):
 def test_every_config_is_listed():
     modules = {p.stem for p in (HERE.parents[1] / "configs").glob("*.py")}
     # What is shared between configs is none, nor is the list of plans; cleaning trains nothing.
-    others = {"__init__", "mixtures", "tiny", "topologies", "plan"}
+    others = {"__init__", "lora", "mixtures", "tiny", "topologies", "plan"}
     others |= {"clean_stage1", "clean_stage2"}
     assert modules - others == set(ARGUMENTS)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
 from internvl_jax.models.llama import LlamaConfig
+from internvl_jax.nn.lora import LoraConfig
 from internvl_jax.sharding.mesh import MeshConfig, make_mesh
 from internvl_jax.sharding.rules import batch_sharding
 from internvl_jax.stages.contrastive import ContrastiveStage
@@ -79,6 +80,23 @@ STAGES: dict[str, Stage] = {
     ),
     "language": LanguageStage(model=TEXT, chunk=16, **SIZES),
 }
+LORA = LoraConfig(rank=3, dropout=0.3)
+
+
+def _adapted(config: Any) -> Any:
+    """A model's config with adapters in every tower."""
+    towers = [name for name in ("vision", "qllama", "llm") if getattr(config, name, None)]
+    adapted = {n: dataclasses.replace(getattr(config, n), lora=LORA) for n in towers}
+    return dataclasses.replace(config, **adapted)
+
+
+for _name in ("pretrain", "finetune"):
+    _stage: Any = STAGES[_name]
+    STAGES[f"{_name} lora"] = dataclasses.replace(
+        _stage,
+        model=_adapted(_stage.model),
+        trainable_paths=(".*_lora/", "projector/", "query_tokens"),
+    )
 
 
 def make_batch(stage: Stage, size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -121,6 +139,8 @@ def draw_parameters(definition: Definition, seed: int = 1) -> dict[str, np.ndarr
         elif path == "itm_bias":
             # Undecided, its gradient would be the small difference of large sums.
             value = np.array([2.0, -2.0])
+        elif path.endswith("_lora/a"):
+            value = rng.normal(0, 0.1, shape)  # the rank is no number of inputs to go by
         elif len(definition.variables[path].get_metadata()["axes"]) == 1:
             value = rng.normal(0.5, 0.3, shape)
         else:

@@ -16,11 +16,13 @@ QUICK = {
     ("retrieval", (1, 2, 4)),
     ("finetune", (1, 4, 2)),
     ("language", (2, 2, 2)),
+    ("finetune lora", (1, 2, 4)),
 }
+STAGES = ("softmax", "sigmoid", "pretrain", "retrieval", "finetune", "language")
 
 
 def cases():
-    for stage in ("softmax", "sigmoid", "pretrain", "retrieval", "finetune", "language"):
+    for stage in (*STAGES, "pretrain lora", "finetune lora"):
         for mesh in MESHES:
             marks = () if (stage, mesh) in QUICK else pytest.mark.slow
             yield pytest.param(stage, mesh, marks=marks, id=f"{stage}-{'x'.join(map(str, mesh))}")

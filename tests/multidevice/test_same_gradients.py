@@ -34,6 +34,7 @@ def test_cached_gradients_equal_the_whole_batch(computed, differ, stage, mesh, p
     ("stage", "mesh", "parts"),
     [
         ("language", WHOLE, 4),
+        ("finetune lora", WHOLE, 4),
         pytest.param("language", MIXED, 2, marks=slow),
         pytest.param("finetune", WHOLE, 4, marks=slow),
         pytest.param("finetune", MIXED, 2, marks=slow),
