@@ -10,6 +10,7 @@ from typing import Any
 from internvl_jax.batch import LANGUAGES, MEAN, STD, SUMMARIZE, TEMPLATES, caption_prompt
 from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.plain_card import card
+from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
@@ -67,7 +68,7 @@ def files(about: About) -> Files:
         ``README.md``, and the tokenizer where there is one.
 
     Raises:
-        ValueError: if the tokenizer is not the model's.
+        WeightsError: if the tokenizer is not the model's.
     """
     described = config(about)
     root = Path(__file__).parent / "runtime"
@@ -135,10 +136,11 @@ def _text(about: About, cfg: InternVLConfig | ChatConfig | LlamaConfig) -> dict[
     if about.tokenizer is not None and about.tokenizer.suffix == ".model":
         from data_pipelines.text import Tokenizer
 
-        tokenizer, pad = (
-            TOKENIZER,
-            Tokenizer(about.tokenizer, vocab_size=decoder.vocab_size).pad_id,
-        )
+        try:
+            pad = Tokenizer(about.tokenizer, vocab_size=decoder.vocab_size).pad_id
+        except (ValueError, OSError) as error:
+            raise WeightsError(str(error)) from None
+        tokenizer = TOKENIZER
     captions = isinstance(cfg, InternVLConfig)
     languages = about.data.get("languages", ("en",) if about.data else tuple(LANGUAGES))
     template = TEMPLATES[about.data.get("template", "vicuna_v1")]

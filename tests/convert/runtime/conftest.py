@@ -17,14 +17,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from internvl_jax.convert.formats import About
+from internvl_jax.convert.formats import FORMATS, About
 from internvl_jax.convert.key_maps import MODULES, ModelConfig, key_map
-from internvl_jax.convert.plain import files
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.llama import LlamaConfig
 
 torch = pytest.importorskip("torch")
+# Threads that wait for each other on a busy machine take longer than these small products.
+torch.set_num_threads(1)
 
 EXACT = Compute(dtype="float32", remat="none")
 VIT = VitConfig(image_size=28, patch_size=7, width=24, depth=5, heads=3, mlp_dim=40)
@@ -54,14 +55,14 @@ def drawn(cfg: ModelConfig, seed: int = 0) -> Any:
 
 def tensors(model: Any, cfg: ModelConfig) -> dict[str, np.ndarray]:
     """What an export of a model holds."""
-    keys = key_map(cfg, "runtime")
+    keys = key_map(cfg, FORMATS["plain"].naming)
     flat = {"/".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
     return {name: keys.to_official(flat, name) for name in keys.entries}
 
 
 def write(folder: Path, weights: dict[str, np.ndarray], about: About) -> Path:
     """An exported folder in two shards."""
-    for name, content in files(about).items():
+    for name, content in FORMATS["plain"].files(about).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import os
@@ -16,6 +17,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.text import Tokenizer
+from internvl_jax.convert import runtime
+from internvl_jax.convert.formats import FORMATS, About
+from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
 
@@ -100,6 +104,37 @@ def test_what_an_export_holds(folders: dict[str, Path]) -> None:
     assert "drop_path" not in config["model"]["vision"]
     card = (folder / "README.md").read_text()
     assert "Step 7." in card and "python -m internvl_torch caption" in card
+
+
+def test_a_tokenizer_of_another_kind_travels_but_is_not_read(
+    exported: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    cfg = InternVLConfig(vision=VIT, qllama=QLLAMA, queries=3, embed_dim=8, pool_heads=2)
+    folder = exported(cfg, tokenizer=tmp_path / "tokenizer.json").folder
+    assert (folder / "tokenizer.json").read_text() == "{}"
+    assert Engine.load(folder, device="cpu").abilities == {"embed_image"}
+    assert "embed-text" not in (folder / "README.md").read_text()
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer: Path) -> None:
+    about = About(LLAMA, tokenizer=tokenizer)
+    with pytest.raises(WeightsError, match="the model's vocabulary is 60"):
+        FORMATS["plain"].files(about)
+
+
+def test_the_code_names_no_other_framework() -> None:
+    """Also where it is loaded late, or by no test here."""
+    root = Path(runtime.__file__).parent
+    taken = set()
+    for path in root.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                taken |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                taken.add(str(node.module).split(".")[0])
+    assert {"torch", "safetensors", "numpy", "sentencepiece", "PIL"} <= taken
+    assert not taken & {"jax", "flax", "internvl_jax", "data_pipelines", "transformers"}
 
 
 def test_every_command_for_a_retrieval_model(folders: dict[str, Path]) -> None:

@@ -117,7 +117,7 @@ def test_a_config_that_cannot_be(change: dict, said: str, folder: Path) -> None:
 
 def test_a_model_that_cannot_be(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["model"]["patch_size"] = 0
+    config["model"]["mlp_dim"] = -3
     (folder / "config.json").write_text(json.dumps(config))
     assert "describes no model" in refused(folder)
 
