@@ -9,8 +9,8 @@ from typing import Any
 
 from internvl_jax.batch import LANGUAGES, MEAN, STD, SUMMARIZE, TEMPLATES, caption_prompt
 from internvl_jax.convert.formats import About, Files
-from internvl_jax.convert.plain_card import card
 from internvl_jax.convert.from_torch import WeightsError
+from internvl_jax.convert.plain_card import card
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig
@@ -44,7 +44,7 @@ GENERATION: dict[type, dict[str, Any]] = {
     LlamaConfig: {"max_new_tokens": 512},
 }
 REQUIREMENTS = """\
-# Serving this folder. Any build of torch will do: CPU, CUDA or another.
+# Serving this folder. Any build of torch will do: CPU, CUDA or another; tested with 2.13.
 torch>=2.6
 safetensors>=0.4.5
 numpy>=1.26

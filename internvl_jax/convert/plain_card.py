@@ -44,11 +44,13 @@ def card(about: About, config: Mapping[str, Any]) -> str:
             f"Texts to embed are prefixed with `{prefix}` and cut at "
             f"{config['text']['length']} tokens."
         )
-    commands = "\n".join(_commands(cfg, config))
+    texts = config["text"] is not None and config["text"]["tokenizer"] is not None
+    if config["text"] is not None and not texts:
+        said.append("It was exported without a sentencepiece tokenizer and reads no texts.")
+    commands = "\n".join(_commands(cfg, config, texts))
     tags = "\n".join(f"- {tag}" for tag in ("internvl", "internvl-jax", "pytorch"))
     return f"""\
 ---
-license: apache-2.0
 tags:
 {tags}
 ---
@@ -67,26 +69,28 @@ pip install -r requirements.txt   # in this folder
 {commands}
 ```
 
-The first line of each command's help says what it prints; `--device`, `--dtype` and `--compile` say
-where and how it is computed. In Python:
+`--help` after a command says more; `--device`, `--dtype` and `--compile` say where and how it is
+computed. In Python:
 
 ```python
+from pathlib import Path
+
 from internvl_torch import Engine
 
 engine = Engine.load(".")
-{_python(cfg)}
+{_python(cfg, texts)}
 ```
 
 ## Bias and limits
 
-A model repeats what its data says. Where that matters, test it on your own cases first; the licence
-of the data it was trained on may limit its use beyond the licence of this code.
+A model repeats what its data says. Where that matters, test it on your own cases first. `LICENSE`
+is that of the code; what the weights may be used for also depends on the data and the models they
+were trained from.
 """
 
 
-def _commands(cfg: Any, config: Mapping[str, Any]) -> list[str]:
+def _commands(cfg: Any, config: Mapping[str, Any], texts: bool) -> list[str]:
     lines = [f"{RUN} info"]
-    texts = config["text"] is not None and config["text"]["tokenizer"] is not None
     if isinstance(cfg, VitConfig | InternVLConfig):
         lines.append(f"{RUN} embed-image cat.jpg dog.jpg --out images.npy")
     if isinstance(cfg, InternVLConfig) and texts:
@@ -105,8 +109,8 @@ def _commands(cfg: Any, config: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _python(cfg: Any) -> str:
-    picture = 'picture = engine.decode_image(open("cat.jpg", "rb").read())\n'
+def _python(cfg: Any, texts: bool) -> str:
+    picture = 'picture = engine.decode_image(Path("cat.jpg").read_bytes())\n'
     if isinstance(cfg, ChatConfig):
         return picture + (
             'turns = [{"from": "human", "value": "<image>\\nWhat is this?"}]\n'
@@ -118,6 +122,6 @@ def _python(cfg: Any) -> str:
             "print(engine.chat([[]], [turns], engine.settings())[0].text)"
         )
     vector = f"{picture}vector = engine.embed_image([picture])  # float32 [1, E], of length one"
-    if isinstance(cfg, InternVLConfig):
+    if isinstance(cfg, InternVLConfig) and texts:
         vector += '\nprint(engine.score([picture], ["a cat", "a dog"]))'
     return vector

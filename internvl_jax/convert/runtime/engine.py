@@ -93,9 +93,8 @@ class Engine:
         """What samples are drawn from: ``engine.random.manual_seed(0)`` repeats them."""
         self._compiled = compile
         llm = {InternVLConfig: "qllama", ChatConfig: "language_model", DecoderConfig: ""}
-        name, decoder = llm.get(type(config.model)), None
-        if name is not None:
-            decoder: Any = model.get_submodule(name)
+        name = llm.get(type(config.model))
+        decoder: Any = None if name is None else model.get_submodule(name)
         self._writer = None if decoder is None else Writer(decoder, compile)
         if compile and config.image is not None:
             tower: nn.Module = getattr(model, "vision_model", model)

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,8 @@ def folders(exported: Callable, tokenizer: Path) -> dict[str, Path]:
     found = {"retrieval": exported(cfg, **told), "dialogue": exported(chat, **told)}
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     for pair in found.values():
-        Image.fromarray(picture).save(pair.folder / "cat.png")
+        for name in ("cat.png", "cat.jpg", "dog.jpg"):
+            Image.fromarray(picture).save(pair.folder / name)
     return {name: pair.folder for name, pair in found.items()}
 
 
@@ -174,6 +176,31 @@ def test_a_conversation_by_command(
         assert said[-1].startswith("USER: what\nASSISTANT: ")
         assert said[-1].count("USER: is\nASSISTANT: ") == 1
     assert said[0] == said[1] and len({*said}) == 3
+
+
+@pytest.mark.parametrize("name", ["retrieval", "dialogue"])
+def test_what_the_card_says_works(
+    name: str,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folders[name])
+    card = Path("README.md").read_text()
+    begun = "python -m internvl_torch "
+    lines = [line.removeprefix(begun) for line in card.splitlines() if line.startswith(begun)]
+    assert len(lines) == {"retrieval": 5, "dialogue": 2}[name]
+    for line in lines:
+        verb, *rest = shlex.split(line)
+        short = ["--max-new-tokens", "3"] * (verb in ("caption", "chat"))
+        assert main([verb, "--model", ".", "--device", "cpu", *rest, *short]) == 0, line
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "internvl_torch", runtime)
+    exec(
+        card.split("```python\n")[1].split("```")[0].replace("settings()", "settings(**LESS)"),
+        {"LESS": {"max_new_tokens": 3}},
+    )
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize(
