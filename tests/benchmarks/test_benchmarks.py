@@ -90,3 +90,16 @@ def test_layers_fill_the_card():
     assert 1 < small.layers < large.layers < 48
     per_token = 8 * 3200**2 + 4 * 3200 * 12800 + 4 * 257 * 3200
     assert small.forward_flops() == 32 * small.layers * 257 * per_token
+
+
+def test_serving_compares_the_same_function(capsys: pytest.CaptureFixture[str]):
+    from tests.benchmarks import torch_serving
+
+    threads = torch.get_num_threads()
+    options = ["--size", "tiny", "--rounds", "1", "--new", "5", "--batch", "3"]
+    assert torch_serving.main([*options, "--device", "cpu"]) == 0
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert "100.0 % of the written ids are the same" in out
+    assert float(out.split("encoding differs by ")[1].split()[0]) < 1e-5
+    assert out.count("times as fast") == 2

@@ -1,6 +1,6 @@
 """How fast the exported runtime serves, beside plain eager modules with the same weights.
 
-``python -m tests.benchmarks.torch_serving [--size small|300m|6b] [--device …] [--dtype …]``
+``python -m tests.benchmarks.torch_serving [--size tiny|small|300m|6b] [--device …] [--dtype …]``
 
 The other side is written as the reference modules are: attention with its own softmax, norms in
 single operations, keys and values concatenated token by token, repeated for grouped queries.
@@ -31,11 +31,12 @@ NEVER = -1
 def sizes(name: str) -> ChatConfig:
     """A vision tower and a decoder with grouped queries behind ``mlp1``."""
     width, depth, heads, mlp, image, llm, layers = {
+        "tiny": (128, 2, 2, 256, 28, 128, 2),
         "small": (384, 12, 6, 1536, 224, 512, 8),
         "300m": (1024, 24, 16, 4096, 448, 2048, 16),
         "6b": (3200, 48, 25, 12800, 224, 4096, 32),
     }[name]
-    large = name != "small"
+    large = name in ("300m", "6b")
     vision = VitConfig(
         image, 14, width, depth, heads, mlp, "rms", qk_norm=True, qkv_bias=False, eps=1e-6
     )
@@ -192,7 +193,7 @@ def report(what: str, unit: str, count: int, seconds: dict[str, list[float]]) ->
 def main(argv: list[str] | None = None) -> int:
     """Prints the versions, the checks and two lines of figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=("small", "300m", "6b"), default="small")
+    parser.add_argument("--size", choices=("tiny", "small", "300m", "6b"), default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=8)
@@ -220,7 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"encoding differs by {gap:.1e} of the largest")
     print(report("encoding", "pictures", B, compare(sides, arguments.rounds, cuda)), flush=True)
 
-    rows = [[1, *torch.randint(3, cfg.llm.vocab_size, (48 + 4 * (i % 5),))] for i in range(B)]
+    lengths = [48 + 4 * (i % 5) for i in range(B)]
+    rows = [[1, *torch.randint(3, cfg.llm.vocab_size, (n,)).tolist()] for n in lengths]
     ids, mask = (t.to(arguments.device) for t in left_pad(rows, 0))
     settings = Settings(max_new_tokens=arguments.new, eos_id=NEVER)
     llm, writer = model.language_model, Writer(model.language_model, arguments.compile)
