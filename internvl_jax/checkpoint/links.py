@@ -2,7 +2,9 @@
 
 A link names the step that really stores the leaf, never another link. Where that step lies under
 the folder that holds the linking run, the meta file spells it from there (``../../../base/…``), so
-that a folder of runs can be moved as a whole; any other place is spelled in full.
+that a folder of runs can be moved as a whole; any other place is spelled in full. A tower that was
+trained in float32 and rests in bfloat16 now is linked too: reading rounds it again, and what comes
+out is compared with the fingerprint of what went in.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def linked(
 
     Args:
         leaves: `storage.Leaf` by path, as they are now.
-        elsewhere: `storage.Leaf` by path, as they were read, with their places.
+        elsewhere: `storage.Leaf` by path, as they were once read, with their places.
         step_dir: directory of the step to be written.
 
     Returns:
@@ -72,7 +74,7 @@ def linked(
     places = {
         path: elsewhere[path].at
         for path, leaf in leaves.items()
-        # A leaf that was converted, resized or changed since differs in one of the three.
+        # A leaf that has changed since differs in its fingerprint at least.
         if path in elsewhere and elsewhere[path] == dataclasses.replace(leaf, at=elsewhere[path].at)
     }
     bases = sorted({place.step_dir for place in places.values()})

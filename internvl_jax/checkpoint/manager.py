@@ -177,8 +177,8 @@ class Checkpoints:
         """Say which leaves of the state were read from another checkpoint; restore does it itself.
 
         Args:
-            leaves: with their places, by the path they have in the state. Those that are still
-                the same at a save are linked, if links are wanted; all others are stored.
+            leaves: as they were after reading, with their places, by the path they have in the
+                state. Those that are the same at a save are linked, all others are stored.
         """
         self._elsewhere = {path: leaf for path, leaf in leaves.items() if leaf.at is not None}
 

@@ -52,7 +52,7 @@ class Leaf:
 
     Attributes:
         shape, dtype, fingerprint: of the array.
-        at: the other checkpoint that stores it; None where this one does.
+        at: the other checkpoint that stores it, maybe in a wider dtype; None where this one does.
     """
 
     shape: tuple[int, ...]
@@ -415,10 +415,12 @@ def open_stores(step_dir: epath.PathLike, leaves: Mapping[str, Leaf]) -> dict[st
         inside = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         spec = {"driver": "zarr3", "kvstore": inside, "recheck_cached_data": "open"}
         opened[path] = tensorstore.open(spec, context=context, open=True, read=True)
-    return {
-        path: store.result() if isinstance(store, tensorstore.Future) else store
-        for path, store in opened.items()
-    }
+    for path, store in opened.items():
+        store = store.result() if isinstance(store, tensorstore.Future) else store
+        if leaves[path].at and store.dtype.name != leaves[path].dtype:
+            store = tensorstore.cast(store, leaves[path].dtype)
+        opened[path] = store
+    return opened
 
 
 def _verify(arrays: Mapping[str, Any], meta: Meta, where: Any) -> None:

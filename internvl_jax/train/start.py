@@ -15,11 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from internvl_jax.checkpoint import (
     Checkpoints,
     CheckpointSource,
+    Report,
     Start,
     Transfer,
     initialize,
     scratch_from,
 )
+from internvl_jax.checkpoint.integrity import fingerprints
+from internvl_jax.checkpoint.storage import Leaf
 from internvl_jax.models.definition import Definition, Tree
 from internvl_jax.nn.embed import resize_positions
 from internvl_jax.sharding.rules import replicated
@@ -138,11 +141,22 @@ def start(
         assemble=assemble,
         handoff=handoff,
     )
-    if handoff is not None and begun.report is not None:
-        source, loaded = handoff.source.leaves(), begun.report.loaded
-        kept = {path: old for path, old in loaded.items() if not definition.trainable(path)}
-        checkpoints.came_from({f"frozen/{path}": source[old] for path, old in kept.items()})
+    if handoff is not None and begun.report and experiment.train.frozen_in_checkpoints == "linked":
+        checkpoints.came_from(_places(handoff, begun.report, flatten(begun.state["frozen"])))
     return begun
+
+
+def _places(handoff: Transfer, report: Report, frozen: dict[str, jax.Array]) -> dict[str, Leaf]:
+    """What is frozen and was not resized, and where it came from, by path in the stored state."""
+    source = handoff.source.leaves()
+    kept = {path: frozen[path] for path in sorted(frozen) if path in report.loaded}
+    prints = fingerprints(kept)
+    return {
+        f"frozen/{path}": Leaf(
+            tuple(x.shape), str(x.dtype), prints[path], source[report.loaded[path]].at
+        )
+        for path, x in kept.items()
+    }
 
 
 def _resize_table(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

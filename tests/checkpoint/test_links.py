@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from internvl_jax.checkpoint import (
     iter_leaves,
     read_tree,
 )
+from internvl_jax.checkpoint.integrity import fingerprint
 from internvl_jax.checkpoint.links import Place
 from internvl_jax.checkpoint.storage import Leaf, MissingBase, find_step, load_meta
 from internvl_jax.tree import flatten
@@ -130,10 +132,31 @@ def test_a_restored_run_goes_on_linking_or_stores_again(tuned, tower, put, shape
     assert all(leaf.at is None for leaf in leaves_of(tuned).values())
 
 
-def test_what_was_changed_converted_or_cut_is_stored(tmp_path, base, put, tower):
+def test_a_tower_that_rests_in_bfloat16_is_rounded_again(tmp_path, put, shapes):
+    """Every way of rounding: bfloat16's neighbours, ties to even, and what overflows."""
+    bits = (np.arange(512, dtype=np.uint32)[:, None] << 16) + np.uint32(0x3F000000)
+    exact = bits + np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    wide = put(np.concatenate([exact.view(np.float32), -exact.view(np.float32)]))
+    with Checkpoints(tmp_path / "wide") as checkpoints:
+        checkpoints.save(1, {"params": {"tower": wide}}, {})
+    tower = jax.jit(lambda x: x.astype("bfloat16"))(wide)
+    narrow = {"frozen": {"tower": tower}, "params": {"adapter": put(np.zeros(8, np.float32))}}
+    leaf = Leaf((1024, 6), "bfloat16", fingerprint(tower))
+    place = Place(str(tmp_path / "wide" / "checkpoints" / "1"), "params/tower")
+    with Checkpoints(tmp_path / "tuned", link=True) as checkpoints:
+        checkpoints.came_from({"frozen/tower": dataclasses.replace(leaf, at=place)})
+        checkpoints.save(1, narrow, {})
+        restored, _, _ = checkpoints.restore(shapes(narrow))
+    assert leaves_of(tmp_path / "tuned")["frozen/tower"].at == place
+    assert restored["frozen"]["tower"].dtype == "bfloat16"
+    for found in (restored, read_tree(tmp_path / "tuned")):
+        np.testing.assert_array_equal(found["frozen"]["tower"], tower)
+
+
+def test_what_was_changed_or_cut_is_stored(tmp_path, base, put, tower):
     frozen = {
         "tower": tower.at[3, 5].add(1e-3),
-        "half": tower.astype("bfloat16"),
+        "half": tower.astype("bfloat16"),  # of which nobody says that it came from there
         "part": tower[:32],
     }
     origin = known(base)["frozen/tower"]
