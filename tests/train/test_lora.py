@@ -60,12 +60,13 @@ def base(tiny, runs) -> Path:
 
 @pytest.fixture(scope="module")
 def experiment(tiny, base):
-    """Adapters in the LLM, with dropout, on top of it."""
+    """Adapters in the LLM, with dropout, on top of it; what was float32 rests in bfloat16."""
     return tiny(
         "stage3_finetune",
         "lora,tiny",
         train__steps=STEPS,
         train__save_every=4,
+        train__frozen_dtype="bfloat16",
         train__eval_every=STEPS,
         optim__peak_lr=3e-2,
         init=dict(sources=(dict(path=str(base)),), new_ok=(r".*_lora/[ab]",)),
@@ -89,7 +90,8 @@ def test_adapters_learn_and_the_base_stays(base, tuned):
     for path in (p for p in found if p.startswith("frozen/")):
         name = path.removeprefix("frozen/")
         value = before.get(f"params/{name}", before.get(f"frozen/{name}"))
-        np.testing.assert_array_equal(found[path], value, err_msg=path)
+        assert found[path].dtype == "bfloat16"
+        np.testing.assert_array_equal(found[path], value.astype("bfloat16"), err_msg=path)
     moments = {path.split("/mu/")[1] for path in found if "/mu/" in path}
     assert moments == trained
 
@@ -100,7 +102,9 @@ def test_a_checkpoint_holds_what_was_trained(base, tuned):
     assert set(places) == {path for path in leaves if path.startswith("frozen/")}
     assert {place.step_dir for place in places.values()} == {str(base / "checkpoints" / "2")}
     frozen = sum(leaf.read().nbytes for leaf in iter_leaves(tuned) if leaf.path in places)
-    assert size(tuned / "checkpoints" / str(STEPS)) < 0.75 * frozen  # of a model this small
+    trained = sum(leaf.read().nbytes for leaf in iter_leaves(tuned) if leaf.path not in places)
+    on_disk = size(tuned / "checkpoints" / str(STEPS))
+    assert trained < on_disk < trained + 0.5 * frozen  # a small model: names and tables count
 
 
 @pytest.mark.slow
