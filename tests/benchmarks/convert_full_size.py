@@ -117,11 +117,11 @@ def run(folder: Path, divisor: int) -> dict[str, Any]:
     rows = [measured("make", [*here, *options, "--part", "make"], size)]
     rows += [measured("digest", [*here, *options, "--part", "digest-first"], size)]
     rows += [measured("export", [*convert, "export", str(first), str(out)], size)]
+    shutil.rmtree(first)
     shards = sorted(out.glob("*.safetensors"))
     copied = folder / "copy"
     rows += [measured("cp", ["cp", str(shards[0]), str(copied)], shards[0].stat().st_size)]
     copied.unlink()
-    shutil.rmtree(first)
     rows += [measured("import", [*convert, "import", str(out), str(second)], size)]
     rows += [measured("cp again", ["cp", str(shards[0]), str(copied)], shards[0].stat().st_size)]
     copied.unlink()
