@@ -234,6 +234,16 @@ PLAIN = Template(name="plain", roles=False)
 TEMPLATES = {template.name: template for template in (VICUNA_V1, PLAIN)}
 
 
+def template_named(name: str) -> Template:
+    """A template by its name in `TEMPLATES`. Raises ValueError for one that is not there."""
+    if name not in TEMPLATES:
+        raise ValueError(
+            f"The conversation template {name!r} is unknown here: only {', '.join(TEMPLATES)} can "
+            "be rendered."
+        )
+    return TEMPLATES[name]
+
+
 def tokenize(
     segments: Sequence[Segment],
     encode: Callable[[str], Sequence[int]],

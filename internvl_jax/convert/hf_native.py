@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any
 
-from internvl_jax.batch import MEAN, STD, TEMPLATES, Template
+from internvl_jax.batch import MEAN, STD, Template, template_named
 from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.key_maps import ModelConfig
@@ -201,13 +201,10 @@ def caveats(about: About) -> tuple[str, ...]:
 
 
 def _template(about: About) -> Template:
-    name = about.data.get("template", "vicuna_v1")
-    if name not in TEMPLATES:
-        raise WeightsError(
-            f"The template {name!r} the model was trained with is unknown: use one of "
-            f"{', '.join(TEMPLATES)}."
-        )
-    return TEMPLATES[name]
+    try:
+        return template_named(about.data.get("template", "vicuna_v1"))
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
 
 
 _WORDS = """\

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvl_jax import __version__
-from internvl_jax.checkpoint.storage import CheckpointError
 from internvl_jax.checkpoint.writer import StepWriter
 from internvl_jax.convert import views
 from internvl_jax.convert.architectures import model_config
@@ -31,6 +30,7 @@ from internvl_jax.convert.shards import DTYPES, WeightsError
 from internvl_jax.convert.stream import ahead
 from internvl_jax.convert.vocabulary import grown
 from internvl_jax.models.intern_vit import VitConfig
+from internvl_jax.models.internvl_chat import ChatConfig
 from internvl_jax.models.llama import LlamaConfig
 from internvl_jax.nn.embed import resize_positions
 from internvl_jax.observe.progress import ByteProgress
@@ -131,7 +131,7 @@ def import_weights(
     try:
         _write(writer, found, keys, shapes, f"params/{part}/" if part else "params/", dtype, quiet)
         user = described(target, part)
-        data: dict[str, Any] = {}
+        data = _habits(found)
         copied = _copy_tokenizer(found.source, destination)
         if copied:
             data["tokenizer"] = str(Path(destination) / copied[0])
@@ -196,6 +196,21 @@ def _fitted(
             yield grown(row, shape[axis], axis)
 
 
+def _habits(found: Recognised) -> dict[str, Any]:
+    """How a dialogue model was trained: its template, and how pictures become squares."""
+    if not isinstance(found.cfg, ChatConfig):
+        return {}
+    if found.naming.startswith("llava"):
+        return {"template": "vicuna_v1", "resize": "pad"}
+    if name := found.config.get("template"):
+        return {"template": name}
+    folder = found.source if found.source.is_dir() else found.source.parent
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file() and "<|im_start|>" in jinja.read_text():
+        return {"template": "internvl2_5"}
+    return {}
+
+
 def _copy_tokenizer(source: Path, destination: str | Path) -> list[str]:
     folder = source if source.is_dir() else source.parent
     names = [name for name in TOKENIZERS if (folder / name).is_file()]
@@ -204,6 +219,3 @@ def _copy_tokenizer(source: Path, destination: str | Path) -> list[str]:
     for name in names:
         shutil.copyfile(folder / name, Path(destination) / name)
     return names
-
-
-__all__ = ["CheckpointError", "Recognised", "WeightsError", "import_weights", "recognise"]

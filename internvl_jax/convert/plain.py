@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from internvl_jax.batch import LANGUAGES, MEAN, STD, SUMMARIZE, TEMPLATES, caption_prompt
+from internvl_jax.batch import LANGUAGES, MEAN, STD, SUMMARIZE, caption_prompt, template_named
 from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.plain_card import card
@@ -143,7 +143,12 @@ def _text(about: About, cfg: InternVLConfig | ChatConfig | LlamaConfig) -> dict[
         tokenizer = TOKENIZER
     captions = isinstance(cfg, InternVLConfig)
     languages = about.data.get("languages", ("en",) if about.data else tuple(LANGUAGES))
-    template = TEMPLATES[about.data.get("template", "vicuna_v1")]
+    template = None
+    if not captions and tokenizer is not None:
+        try:
+            template = template_named(about.data.get("template", "vicuna_v1"))
+        except ValueError as error:
+            raise WeightsError(str(error)) from None
     shown = ("system", "user", "assistant", "roles")
     return {
         "tokenizer": tokenizer,
@@ -153,7 +158,7 @@ def _text(about: About, cfg: InternVLConfig | ChatConfig | LlamaConfig) -> dict[
         "pad_id": pad,
         "prefix": SUMMARIZE if captions else "",
         "prompts": {code: caption_prompt(code) for code in languages} if captions else {},
-        "template": None if captions else {name: getattr(template, name) for name in shown},
+        "template": template and {name: getattr(template, name) for name in shown},
     }
 
 

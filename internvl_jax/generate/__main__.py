@@ -166,7 +166,7 @@ def converse(
     """
     import jax
 
-    from internvl_jax.batch import IMAGE_PLACEHOLDER, TEMPLATES, tokenize
+    from internvl_jax.batch import IMAGE_PLACEHOLDER, template_named, tokenize
     from internvl_jax.generate.prompt import chat, left_pad
 
     turns: list[dict[str, Any]] = []
@@ -174,7 +174,7 @@ def converse(
         shown = f"{IMAGE_PLACEHOLDER}\n" * len(images) if turn == 0 else ""
         turns.append({"from": "human", "value": shown + question})
         row, _ = tokenize(
-            TEMPLATES[template].segments(turns),
+            template_named(template).segments(turns),
             tokenizer.ids,
             bos=tokenizer.bos_id,
             eos=tokenizer.eos_id,

@@ -27,6 +27,7 @@ from internvl_jax.convert.key_maps import key_map
 from internvl_jax.convert.to_torch import export, export_checkpoint
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
+from internvl_jax.models.internvl_chat import ChatConfig
 from internvl_jax.models.llama import LlamaConfig
 from internvl_jax.nn.embed import resize_positions
 from internvl_jax.tree import flatten
@@ -260,3 +261,18 @@ def test_training_starts_from_it_on_a_mesh(tmp_path: Path) -> None:
         assert x.sharding == target[path].sharding and x.dtype == target[path].dtype
         np.testing.assert_array_equal(np.asarray(x, np.float32), params[path].astype(np.float32))
     assert jax.device_count() > 1
+
+
+def test_the_template_of_a_dialogue_model_is_kept_or_missed_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An imported InternVLChatModel speaks a template that is not rendered here: it says so."""
+    vision = dataclasses.replace(VIT, image_size=28)
+    cfg = ChatConfig(vision=vision, llm=LLAMA, projector="mlp1")
+    export(parameters(cfg, naming="remote"), cfg, tmp_path / "out", format="remote-code")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "template": "internvl2_5"}))
+    assert main(["import", str(tmp_path / "out"), str(tmp_path / "run")]) == 0
+    arguments = ["export", str(tmp_path / "run"), str(tmp_path / "native"), "--format", "hf-native"]
+    assert main(arguments) == 78
+    assert "The conversation template 'internvl2_5' is unknown" in capsys.readouterr().err
