@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _CHUNK = 1 << 16  # elements summed at a time on the host: what stays in the cache
+_COMPILED_CHUNK = 1 << 20  # the same where XLA sums on the host
 
 
 class IntegrityError(ValueError):
@@ -96,6 +97,12 @@ def _sums(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
     )(x)
 
 
+@jax.jit
+def _chunk_lanes(words: jax.Array, first: jax.Array) -> jax.Array:
+    """Sums [2] uint32 over elements that lie one after another in an array, from `first` on."""
+    return _lanes(words, words.shape, [first])
+
+
 _stack = jax.jit(lambda *rows: jnp.stack(rows))
 
 
@@ -143,7 +150,14 @@ class HostFingerprint:
         """
         begin = self._seen if at is None else at
         flat = np.ascontiguousarray(piece).reshape(-1).view(_bits(piece.dtype))
-        for start in range(0, flat.size, _CHUNK):
+        compiled = 0
+        # Three times as fast; but a process that may hold an accelerator must not open it for this.
+        if jax.config.jax_platforms == "cpu":
+            compiled = flat.size - flat.size % _COMPILED_CHUNK
+        for start in range(0, compiled, _COMPILED_CHUNK):
+            first = np.uint32((begin + start) % 2**32)
+            self._sums += np.asarray(_chunk_lanes(flat[start : start + _COMPILED_CHUNK], first))
+        for start in range(compiled, flat.size, _CHUNK):
             words = flat[start : start + _CHUNK].astype(np.uint32)
             first = begin + start
             index = np.arange(first, first + words.size, dtype=np.uint64).astype(np.uint32)

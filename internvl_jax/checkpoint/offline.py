@@ -41,7 +41,11 @@ class StoredLeaf:
         Returns:
             The slice, in the stored dtype.
         """
-        return np.asarray(self._store[index].read().result())
+        stored = self._store[index]
+        # Into memory of numpy's, which is faulted in by large pages: twice as fast as into its own.
+        x = np.empty(stored.shape, self.dtype)
+        tensorstore.array(x).write(stored).result()
+        return x
 
     def rows(self) -> Iterator[np.ndarray]:
         """Read along the leading axis, one entry at a time.

