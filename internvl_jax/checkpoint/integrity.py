@@ -152,7 +152,7 @@ class HostFingerprint:
         flat = np.ascontiguousarray(piece).reshape(-1).view(_bits(piece.dtype))
         compiled = 0
         # Three times as fast; but a process that may hold an accelerator must not open it for this.
-        if jax.config.jax_platforms == "cpu":
+        if jax.config.values["jax_platforms"] == "cpu":
             compiled = flat.size - flat.size % _COMPILED_CHUNK
         for start in range(0, compiled, _COMPILED_CHUNK):
             first = np.uint32((begin + start) % 2**32)

@@ -168,7 +168,8 @@ def _write(
     quiet: bool,
 ) -> None:
     chosen = None if dtype is None else FLOATS[dtype]
-    smallest = min(keys.entries, key=lambda name: math.prod(keys.shapes[name]))
+    vectors = [name for name, shape in keys.shapes.items() if shape]
+    smallest = min(vectors, key=lambda name: math.prod(keys.shapes[name]))
     itemsize = (found.tensors[smallest].dtype if chosen is None else chosen).itemsize
     total = itemsize * sum(math.prod(shape) for shape in shapes.values())
     progress = ByteProgress(total, "importing", quiet=quiet)

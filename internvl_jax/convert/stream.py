@@ -6,22 +6,20 @@ A row is what one layer holds of a stacked leaf, or a whole leaf that is not sta
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import math
-import queue
 import tempfile
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from internvl_jax.checkpoint.integrity import HostFingerprint
 from internvl_jax.checkpoint.offline import StoredLeaf
-
-T = TypeVar("T")
 
 
 class Rows(abc.ABC):
@@ -121,43 +119,51 @@ def stored_rows(leaves: Mapping[str, StoredLeaf], beside: Path) -> Iterator[dict
         yield {p: StoredRows(leaf, sums, Path(folder)) for p, leaf in leaves.items()}
 
 
-def ahead(items: Iterable[T], size: int = 2) -> Generator[T, None, None]:
-    """The same items, the next few of them made in another thread meanwhile.
+def ahead(arrays: Iterable[np.ndarray], limit: int = 1 << 28) -> Generator[np.ndarray, None, None]:
+    """The same arrays, the next ones made in another thread meanwhile.
 
     Args:
-        items: what to go through; an exception in it is raised here.
-        size: how many may wait.
+        arrays: what to go through; an exception in it is raised here.
+        limit: bytes that may wait; a larger array waits alone.
     """
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(size)
-    stopped = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> bool:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                waiting.put(entry, timeout=0.1)
-                return True
-        return False
+    waiting: collections.deque[np.ndarray] = collections.deque()
+    changed = threading.Condition()
+    stopped, ended, problem = False, False, None
 
     def work() -> None:
+        nonlocal ended, problem
         try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
+            for x in arrays:
+                with changed:
+                    room = lambda: sum(w.nbytes for w in waiting) + x.nbytes <= limit  # noqa: B023
+                    changed.wait_for(lambda: stopped or not waiting or room())  # noqa: B023
+                    if stopped:
+                        return
+                    waiting.append(x)
+                    changed.notify_all()
         except BaseException as error:
-            put((False, error))
+            problem = error
+        finally:
+            with changed:
+                ended = True
+                changed.notify_all()
 
     thread = threading.Thread(target=work, daemon=True, name="ahead")
     thread.start()
     try:
         while True:
-            more, item = waiting.get()
-            if more:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
+            with changed:
+                changed.wait_for(lambda: waiting or ended)
+                if not waiting:
+                    break
+                x = waiting.popleft()
+                changed.notify_all()
+            yield x
+            del x  # or it would be held while the next one is waited for
+        if problem is not None:
+            raise problem
     finally:
-        stopped.set()
+        with changed:
+            stopped = True
+            changed.notify_all()
         thread.join()
