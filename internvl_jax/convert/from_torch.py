@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class _Pickle:
                 f"{path} is a pickled file: install the torch extra, or convert it to safetensors."
             ) from None
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of before torch 1.6 are no zip archives and cannot be mapped: memory holds them.
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(f"{path} cannot be read as plain weights: {reason}") from None
@@ -101,6 +104,7 @@ class _Pickle:
                 state = state[wrapper]
         if not isinstance(state, dict):
             raise WeightsError(f"{path} holds no table of tensors.")
+        self._path = path
         self._state = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
         self.shapes = {n: tuple(t.shape) for n, t in self._state.items()}
 
@@ -108,10 +112,16 @@ class _Pickle:
         import ml_dtypes
         import torch
 
-        tensor = self._state[name]
+        tensor = self._state[name].detach()
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+        try:
+            return tensor.numpy()
+        except (TypeError, RuntimeError):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{name} in {self._path} has the type {kind}, which cannot be read."
+            ) from None
 
 
 def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str | Path) -> None:
