@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -214,7 +213,7 @@ def _fitted(
             yield row
         elif path.endswith("pos"):
             side = round((shape[0] - 1) ** 0.5)
-            yield np.asarray(resize_positions(jnp.asarray(row), (side, side))).astype(row.dtype)
+            yield resize_positions(row, (side, side)).astype(row.dtype)
         else:
             axis = next(i for i, (old, new) in enumerate(zip(before, shape)) if old != new)
             yield grown(row, shape[axis], axis)

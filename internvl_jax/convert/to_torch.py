@@ -94,10 +94,12 @@ def export(
     bare = without_adapters(cfg)
     try:
         keys = key_map(form.fitted(bare), form.naming)
-    except ValueError as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"The format {format!r} cannot hold this model: {error}") from None
+    except WeightsError:
+        raise
+    except ValueError:
+        raise WeightsError(
+            f"The format {format!r} cannot hold this model: use {' or '.join(_holding(bare))}."
+        ) from None
     rows = _checked(params, cfg)
     if adapters_of is not None:
         return _export_adapters(destination, rows, cfg, keys, adapters_of, metadata or {})
@@ -114,6 +116,17 @@ def export(
         digests |= _write(working, rows, keys, layout, shard_bytes, dict(metadata or {}), quiet)
         _list(working, digests)
     return keys.nameless
+
+
+def _holding(cfg: ModelConfig) -> list[str]:
+    """The formats that have names for all of a model."""
+    found = []
+    for name, form in FORMATS.items():
+        with contextlib.suppress(ValueError):
+            form.files(About(form.fitted(cfg)))
+            key_map(form.fitted(cfg), form.naming)
+            found.append(name)
+    return found
 
 
 def _free(destination: Path, overwrite: bool) -> None:

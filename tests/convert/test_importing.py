@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +145,23 @@ def test_a_position_table_is_resized_on_the_way(tmp_path: Path) -> None:
     assert_same(found, params)
     meta = load_meta(find_step(tmp_path / "run"))
     assert meta.user["part"]["model"]["image_size"] == 28
+
+
+def test_no_device_is_touched(tmp_path: Path) -> None:
+    """A chip belongs to whoever trains on it; asking JAX for any would fail here."""
+    export(parameters(G), G, tmp_path / "out")
+    code = """
+import sys
+from internvl_jax.convert.__main__ import main
+assert main(["import", "out", "run", "--image-size", "28", "--vocab-size", "16"]) == 0
+assert main(["export", "run", "again", "--format", "plain"]) == 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "none", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
 
 
 def test_new_words_are_the_mean_of_the_old_ones(tmp_path: Path) -> None:
