@@ -30,7 +30,7 @@ class Search(Body):
     max_new_tokens: int | None = Field(None, ge=1)
     min_new_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(None, ge=-10, le=10)
     do_sample: bool | None = None
     temperature: float | None = Field(None, gt=0)
     top_k: int | None = Field(None, ge=0)

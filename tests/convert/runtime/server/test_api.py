@@ -209,6 +209,7 @@ HOSTILE = {
     "too many beams": ("/caption", {"images": [uri()], "num_beams": 9}, 400),
     "huge": ("/caption", b'{"images":["a"],"num_beams":' + b"9" * 9_000 + b"}", 400),
     "huge power": ("/caption", b'{"images":["a"],"length_penalty":1e999}', 400),
+    "large power": ("/caption", {"images": [uri()], "length_penalty": -1e30}, 400),
     "nan": ("/caption", b'{"images":["a"],"length_penalty":NaN}', 400),
     "bool for a number": ("/caption", {"images": [uri()], "num_beams": True}, 400),
     "number as text": ("/caption", {"images": [uri()], "num_beams": "2"}, 400),
