@@ -19,7 +19,13 @@ from etils import epath
 
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import HostFingerprint
-from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta, open_stores
+from internvl_jax.checkpoint.storage import (
+    CheckpointError,
+    brief,
+    find_step,
+    load_meta,
+    open_stores,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +46,15 @@ class StoredLeaf:
 
         Returns:
             The slice, in the stored dtype.
+
+        Raises:
+            CheckpointError: its file is gone, cut off or unreadable.
         """
-        return np.asarray(self._store[index].read().result())
+        store = self._store[index]
+        try:
+            return np.asarray(store.read().result())
+        except Exception as error:  # TensorStore raises several types
+            raise CheckpointError(f"leaf {self.path} can't be read ({brief(error)}).") from error
 
     def rows(self) -> Iterator[np.ndarray]:
         """Read along the leading axis, one entry at a time.

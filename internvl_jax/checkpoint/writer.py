@@ -72,6 +72,9 @@ class StepWriter:
             shape: of the whole array.
             dtype: of the whole array.
             rows: ``leaf[0]``, ``leaf[1]``, … of a stacked leaf, or the whole array once.
+
+        Raises:
+            CheckpointError: it cannot be written, where the disk is full for example.
         """
         dtype = np.dtype(dtype)
         store, host, row_count = None, HostFingerprint(), 0
@@ -87,10 +90,12 @@ class StepWriter:
                 target = store[index] if stacked else store
                 pending.append(target.write(row))
             while len(pending) > 1:
-                pending.pop(0).result()
+                self._finish(path, pending.pop(0))
                 sums.pop(0).result()
             row_count += row.size
-        for future in (*pending, *sums):
+        for write in pending:
+            self._finish(path, write)
+        for future in sums:
             future.result()
         if row_count != math.prod(shape):
             raise CheckpointError(
@@ -114,7 +119,15 @@ class StepWriter:
             },
             "store_data_equal_to_fill_value": True,
         }
-        return tensorstore.open(spec, create=True, context=self._context).result()
+        return self._finish(path, tensorstore.open(spec, create=True, context=self._context))
+
+    def _finish(self, path: str, doing: Any) -> Any:
+        try:
+            return doing.result()
+        except Exception as error:  # TensorStore raises several types
+            raise CheckpointError(
+                f"leaf {path} can't be written to {self.directory} ({storage.brief(error)})."
+            ) from error
 
     def commit(self, user: dict[str, Any]) -> None:
         """Writes what describes the arrays, and last the mark that makes the step count.

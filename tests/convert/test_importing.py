@@ -147,6 +147,28 @@ def test_a_position_table_is_resized_on_the_way(tmp_path: Path) -> None:
     assert meta.user["part"]["model"]["image_size"] == 28
 
 
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    large = dataclasses.replace(VIT, mlp_dim=4000)
+    export(parameters(large), large, tmp_path / "out")
+    code = """
+import resource, signal, sys
+from internvl_jax.convert.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sys.exit(main(["import", "out", "run"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78
+    assert done.stderr.startswith("leaf params/vision/") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_device_is_touched(tmp_path: Path) -> None:
     """A chip belongs to whoever trains on it; asking JAX for any would fail here."""
     export(parameters(G), G, tmp_path / "out")

@@ -308,6 +308,20 @@ def test_a_flipped_bit_stops_the_export(tmp_path: Path, capsys: pytest.CaptureFi
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_file_that_was_cut_off_stops_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = dataclasses.replace(G, vision=dataclasses.replace(VIT, mlp_dim=400))
+    stage = GenerativeStage(model=large, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, parameters(large))
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.parent.name == "d"]
+    with max(files, key=lambda p: p.stat().st_size).open("r+b") as file:
+        file.truncate(50)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
+    assert "can't be read" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 def test_the_checksums_are_those_of_the_files(tmp_path: Path) -> None:
     export(parameters(G), G, tmp_path / "out", shard_bytes=2000)
     listed = (tmp_path / "out" / "checksums.sha256").read_text().splitlines()
