@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from internvl_jax.checkpoint import CheckpointSource, Transfer
-from internvl_jax.checkpoint.storage import find_step, load_meta
+from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta
 from internvl_jax.checkpoint.transfer import load as transfer
 from internvl_jax.models.compute import Compute
 from internvl_jax.models.definition import Definition
@@ -43,6 +43,11 @@ def load(
         CheckpointError, CheckpointMismatch: what is wrong with the checkpoint, in one sentence.
     """
     meta = load_meta(find_step(workdir, step))
+    if "stage" not in meta.user:
+        part = meta.user.get("part", {}).get("name", "part")
+        raise CheckpointError(
+            f"{workdir} holds a model's {part} alone, for a run to start from (init.sources)."
+        )
     stage = stage_from_config(meta.user["stage"], f"the stage in {workdir}")
     compute = Compute(dtype=dtype or stage.compute.dtype, remat="none")
     stage = dataclasses.replace(stage, compute=compute)

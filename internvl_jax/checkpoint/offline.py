@@ -19,7 +19,13 @@ from etils import epath
 
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import HostFingerprint
-from internvl_jax.checkpoint.storage import CheckpointError, find_step, load_meta, open_stores
+from internvl_jax.checkpoint.storage import (
+    CheckpointError,
+    brief,
+    find_step,
+    load_meta,
+    open_stores,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +46,17 @@ class StoredLeaf:
 
         Returns:
             The slice, in the stored dtype.
+
+        Raises:
+            CheckpointError: its file is gone, cut off or unreadable.
         """
         stored = self._store[index]
         # Into memory of numpy's, which is faulted in by large pages: twice as fast as into its own.
         x = np.empty(stored.shape, self.dtype)
-        tensorstore.array(x).write(stored).result()
+        try:
+            tensorstore.array(x).write(stored).result()
+        except Exception as error:  # TensorStore raises several types
+            raise CheckpointError(f"leaf {self.path} can't be read ({brief(error)}).") from error
         return x
 
     def rows(self) -> Iterator[np.ndarray]:

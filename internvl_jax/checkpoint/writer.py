@@ -32,26 +32,28 @@ class StepWriter:
 
         Args:
             workdir: the work directory, local or in a bucket.
-            step: its number.
-            overwrite: replace what the work directory holds.
+            step: its number, unless something is replaced.
+            overwrite: replace what the work directory holds. The new step follows the old ones,
+                which go only once it is finished.
 
         Raises:
             CheckpointError: the work directory holds a finished checkpoint.
         """
-        self._workdir = storage.absolute(workdir)
-        directory = self._workdir / storage.DIRECTORY
+        self.workdir = storage.absolute(workdir)
+        directory = self.workdir / storage.DIRECTORY
         finished = storage.committed_steps(directory)
         if finished and not overwrite:
             raise CheckpointError(
-                f"{self._workdir} holds a checkpoint of step {finished[-1]}: choose another folder,"
+                f"{self.workdir} holds a checkpoint of step {finished[-1]}: choose another folder,"
                 " or ask to overwrite it."
             )
-        for old in (*finished, step):
-            # The mark goes first: a step that is half deleted must not look finished.
-            (directory / str(old) / storage.COMMITTED).unlink(missing_ok=True)
-            if (directory / str(old)).exists():
-                (directory / str(old)).rmtree()
+        step = finished[-1] + 1 if finished else step
         self.directory = directory / str(step)
+        self._replaced = [directory / str(old) for old in finished]
+        _remove(self.directory)
+        # What `abandon` removes: the topmost directory that was not there before.
+        places = (self.workdir, directory, self.directory)
+        self._made: epath.Path | None = next(place for place in places if not place.exists())
         (self.directory / "state").mkdir(parents=True, exist_ok=True)
         (self.directory / "meta").mkdir(parents=True, exist_ok=True)
         self._step = step
@@ -70,6 +72,9 @@ class StepWriter:
             shape: of the whole array.
             dtype: of the whole array.
             rows: ``leaf[0]``, ``leaf[1]``, … of a stacked leaf, or the whole array once.
+
+        Raises:
+            CheckpointError: it cannot be written, where the disk is full for example.
         """
         dtype = np.dtype(dtype)
         store, host, row_count = None, HostFingerprint(), 0
@@ -85,10 +90,12 @@ class StepWriter:
                 target = store[index] if stacked else store
                 pending.append(target.write(row, can_reference_source_data_indefinitely=True))
             while len(pending) > 1:
-                pending.pop(0).result()
+                self._finish(path, pending.pop(0))
                 sums.pop(0).result()
             row_count += row.size
-        for future in (*pending, *sums):
+        for write in pending:
+            self._finish(path, write)
+        for future in sums:
             future.result()
         if row_count != math.prod(shape):
             raise CheckpointError(
@@ -112,7 +119,15 @@ class StepWriter:
             },
             "store_data_equal_to_fill_value": True,
         }
-        return tensorstore.open(spec, create=True, context=self._context).result()
+        return self._finish(path, tensorstore.open(spec, create=True, context=self._context))
+
+    def _finish(self, path: str, doing: Any) -> Any:
+        try:
+            return doing.result()
+        except Exception as error:  # TensorStore raises several types
+            raise CheckpointError(
+                f"leaf {path} can't be written to {self.directory} ({storage.brief(error)})."
+            ) from error
 
     def commit(self, user: dict[str, Any]) -> None:
         """Writes what describes the arrays, and last the mark that makes the step count.
@@ -152,14 +167,26 @@ class StepWriter:
         for place in ("state/", "meta/", ""):
             mark = self.directory / f"{place}{storage.COMMITTED}"
             mark.write_text(f"Checkpoint commit was successful to {mark.parent}")
+        self._made = None
+        for old in self._replaced:
+            _remove(old)
 
     def _json(self, name: str, content: Any) -> None:
         (self.directory / name).write_text(json.dumps(content))
 
     def abandon(self) -> None:
-        """Removes what was written so far."""
+        """Removes what was written so far; a step that is finished stays."""
         self._sums.shutdown(cancel_futures=True)
-        if "://" in str(self.directory):
-            self.directory.rmtree(missing_ok=True)
+        if self._made is None:
+            return
+        if "://" in str(self._made):
+            self._made.rmtree(missing_ok=True)
         else:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            shutil.rmtree(self._made, ignore_errors=True)
+
+
+def _remove(step_dir: epath.Path) -> None:
+    # The mark goes first: a step that is half deleted must not look finished.
+    (step_dir / storage.COMMITTED).unlink(missing_ok=True)
+    if step_dir.exists():
+        step_dir.rmtree()

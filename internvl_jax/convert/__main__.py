@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         help="write the adapters of a :lora run alone, in PEFT's form (they are merged otherwise)",
     )
     export.add_argument("--tokenizer", metavar="FILE", type=Path, help="(the run's)")
-    export.add_argument("--overwrite", action="store_true", help="replace an existing DEST")
+    export.add_argument("--overwrite", action="store_true", help="replace an export in DEST")
     into = verbs.add_parser(
         "import",
         help="make a checkpoint of official weights",

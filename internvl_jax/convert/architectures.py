@@ -10,8 +10,6 @@ from internvl_jax.config import ConfigError
 from internvl_jax.convert import from_names, llava, views
 from internvl_jax.convert.key_maps import ModelConfig
 from internvl_jax.convert.names import NORMS, Shape
-
-# to_torch still asks for it here.
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl import InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig

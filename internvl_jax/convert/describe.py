@@ -86,10 +86,9 @@ def resized(cfg: ModelConfig, image_size: int | None, vocab_size: int | None) ->
         if isinstance(cfg, LlamaConfig):
             raise WeightsError("A decoder has no image size: leave --image-size out.")
         vision = cfg if isinstance(cfg, VitConfig) else cfg.vision
-        if image_size % vision.patch_size:
+        if image_size < 1 or image_size % vision.patch_size:
             raise WeightsError(
-                f"The image size {image_size} is not a multiple of the patch size "
-                f"{vision.patch_size}."
+                f"The image size {image_size} is no multiple of the patch size {vision.patch_size}."
             )
         vision = dataclasses.replace(vision, image_size=image_size)
         cfg = vision if isinstance(cfg, VitConfig) else dataclasses.replace(cfg, vision=vision)

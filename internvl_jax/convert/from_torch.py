@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ __all__ = ["Tensors", "WeightsError", "check", "load", "module", "rows"]
 
 # Buffers that old LLaMA files carry and nothing reads: the rotary frequencies are computed.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+
+MAPPED = 256 << 20  # bytes of a pickled file that are read before it is mapped anew
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -84,34 +87,53 @@ def _files(source: Path) -> list[Path]:
 
 
 class _Pickle:
+    """A pickled file: mapped, and mapped anew now and then, as what was read stays resident."""
+
     def __init__(self, path: Path):
-        try:
-            import torch
-        except ImportError:
-            raise WeightsError(
-                f"{path} is a pickled file: install the torch extra, or convert it to safetensors."
-            ) from None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise WeightsError(f"{path} cannot be read as plain weights: {reason}") from None
-        for wrapper in ("state_dict", "model", "module"):
-            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
-        if not isinstance(state, dict):
-            raise WeightsError(f"{path} holds no table of tensors.")
-        self._state = {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
+        self._path, self._resident = path, 0
+        self._state = _unpickled(path)
         self.shapes = {n: tuple(t.shape) for n, t in self._state.items()}
 
     def read(self, name: str) -> np.ndarray:
         import ml_dtypes
         import torch
 
-        tensor = self._state[name]
+        tensor = self._state[name].detach().clone()
+        self._resident += tensor.nbytes
+        if self._resident > MAPPED and zipfile.is_zipfile(self._path):
+            self._state, self._resident = _unpickled(self._path), 0
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return tensor.numpy()
+        try:
+            return tensor.numpy()
+        except (TypeError, RuntimeError):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{name} in {self._path} has the type {kind}, which cannot be read."
+            ) from None
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    """The tensors of a file, by torch's loader that executes nothing. Raises WeightsError."""
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            f"{path} is a pickled file: install the torch extra, or convert it to safetensors."
+        ) from None
+    try:
+        # Files of before torch 1.6 are no zip archives and cannot be mapped: memory holds them.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} cannot be read as plain weights: {reason}") from None
+    for wrapper in ("state_dict", "model", "module"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds no table of tensors.")
+    return {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
 
 
 def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str | Path) -> None:

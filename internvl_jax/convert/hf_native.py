@@ -185,6 +185,11 @@ def caveats(about: About) -> tuple[str, ...]:
             f"The vision tower keeps its first {kept} layers of {cfg.vision.depth}: the model "
             f"reads layer {cfg.select_layer}."
         )
+    if "template" not in about.data:
+        found.append(
+            "Nothing says which dialogue template it was trained with: chat_template.jinja is "
+            "vicuna_v1's; replace it by the model's own where that is another."
+        )
     resize = about.data.get("resize", "square")
     if resize != "square":
         found.append(

@@ -11,13 +11,12 @@ import dataclasses
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from internvl_jax import __version__
 from internvl_jax.checkpoint.writer import StepWriter
@@ -26,7 +25,7 @@ from internvl_jax.convert.architectures import model_config
 from internvl_jax.convert.describe import described, resized
 from internvl_jax.convert.from_torch import Tensors, rows
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map
-from internvl_jax.convert.shards import DTYPES, WeightsError
+from internvl_jax.convert.shards import FLOATS, WeightsError
 from internvl_jax.convert.stream import ahead
 from internvl_jax.convert.vocabulary import grown
 from internvl_jax.models.intern_vit import VitConfig
@@ -35,8 +34,12 @@ from internvl_jax.models.llama import LlamaConfig
 from internvl_jax.nn.embed import resize_positions
 from internvl_jax.observe.progress import ByteProgress
 
-FLOATS = {str(DTYPES[name]): DTYPES[name] for name in ("F32", "BF16", "F16")}
-TOKENIZERS = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+# What belongs to them: added pieces (``<IMG_CONTEXT>``) have no other place beside a .model file.
+BESIDE_TOKENIZERS = (
+    *("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt"),
+)
 QLLAMA_LAYOUT = 2  # QLLaMA's layers rest in periods of so many, also where none cross-attends
 
 
@@ -100,7 +103,8 @@ def import_weights(
             default a tower is ``vision`` and a decoder ``llm``.
         image_size: resize the position table for pictures of so many pixels.
         vocab_size: add rows to the decoder's embedding and head, each the mean of the old ones.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the files'.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps the files'. Scalars (the
+            temperature) become float32 instead of a narrower one.
         overwrite: replace what the destination holds.
         quiet: show no progress.
 
@@ -124,6 +128,7 @@ def import_weights(
         cfg = dataclasses.replace(cfg, cross_frequency=QLLAMA_LAYOUT, pad_id=0)
     keys = key_map(cfg, found.naming)
     views.check(found.tensors, keys.shapes)
+    _check_copies(found, keys)
     target = resized(cfg, image_size, vocab_size)
     shapes = {p: tuple(x.shape) for p, x in key_map(target, found.naming).ours.items()}
 
@@ -132,9 +137,8 @@ def import_weights(
         _write(writer, found, keys, shapes, f"params/{part}/" if part else "params/", dtype, quiet)
         user = described(target, part)
         data = _habits(found)
-        copied = _copy_tokenizer(found.source, destination)
-        if copied:
-            data["tokenizer"] = str(Path(destination) / copied[0])
+        if (tokenizer := _copy_tokenizer(found.source, writer.workdir)) is not None:
+            data["tokenizer"] = tokenizer
         origin = {"source": found.source.name, "library": f"internvl_jax {__version__}"}
         writer.commit({**user, "experiment": {"data": data}, "origin": origin})
     except BaseException:
@@ -158,6 +162,17 @@ def _part(found: Recognised, part: str | None) -> str:
     return part
 
 
+def _check_copies(found: Recognised, keys: KeyMap) -> None:
+    """Raises WeightsError where a tied head, which is not read, is not the embedding's table."""
+    for copy in (entry for entry in keys.entries.values() if entry.copy):
+        (own,) = keys.of(copy.path)
+        if not np.array_equal(found.tensors[copy.name], found.tensors[own.name]):
+            raise WeightsError(
+                f"{copy.name} and {own.name} of {found.source} differ, although its config ties "
+                "them: set tie_word_embeddings to false."
+            )
+
+
 def _write(
     writer: StepWriter,
     found: Recognised,
@@ -168,14 +183,21 @@ def _write(
     quiet: bool,
 ) -> None:
     chosen = None if dtype is None else FLOATS[dtype]
-    vectors = [name for name, shape in keys.shapes.items() if shape]
-    smallest = min(vectors, key=lambda name: math.prod(keys.shapes[name]))
+    # Scalars may have a type of their own.
+    arrays = [name for name, shape in keys.shapes.items() if shape]
+    smallest = min(arrays, key=lambda name: math.prod(keys.shapes[name]))
     itemsize = (found.tensors[smallest].dtype if chosen is None else chosen).itemsize
     total = itemsize * sum(math.prod(shape) for shape in shapes.values())
     progress = ByteProgress(total, "importing", quiet=quiet)
     for path in keys.held:
-        with contextlib.closing(ahead(_fitted(keys, path, shapes[path], found, chosen))) as read:
+        as_what = chosen if shapes[path] or chosen is None else FLOATS["float32"]
+        with contextlib.closing(ahead(_fitted(keys, path, shapes[path], found, as_what))) as read:
             first = next(read)
+            if first.dtype not in FLOATS.values():
+                raise WeightsError(
+                    f"{keys.of(path)[0].name} of {found.source} is {first.dtype}, which parameters "
+                    f"cannot be: say as which of {', '.join(FLOATS)} they shall be written."
+                )
             every = progress.counting(itertools.chain([first], read))
             writer.leaf(prefix + path, shapes[path], first.dtype, every)
     progress.close()
@@ -191,7 +213,7 @@ def _fitted(
             yield row
         elif path.endswith("pos"):
             side = round((shape[0] - 1) ** 0.5)
-            yield np.asarray(resize_positions(jnp.asarray(row), (side, side))).astype(row.dtype)
+            yield resize_positions(row, (side, side)).astype(row.dtype)
         else:
             axis = next(i for i, (old, new) in enumerate(zip(before, shape)) if old != new)
             yield grown(row, shape[axis], axis)
@@ -212,11 +234,11 @@ def _habits(found: Recognised) -> dict[str, Any]:
     return {}
 
 
-def _copy_tokenizer(source: Path, destination: str | Path) -> list[str]:
+def _copy_tokenizer(source: Path, workdir: epath.Path) -> str | None:
+    """Copies the files of a tokenizer; where its own file is then, if there is one."""
     folder = source if source.is_dir() else source.parent
-    names = [name for name in TOKENIZERS if (folder / name).is_file()]
-    if "://" in str(destination):
-        return []
-    for name in names:
-        shutil.copyfile(folder / name, Path(destination) / name)
-    return names
+    for name in (*TOKENIZERS, *BESIDE_TOKENIZERS):
+        if (folder / name).is_file() and epath.Path(folder.resolve()) != workdir:
+            (workdir / name).write_bytes((folder / name).read_bytes())
+    own = [name for name in TOKENIZERS if (folder / name).is_file()]
+    return str(workdir / own[0]) if own else None

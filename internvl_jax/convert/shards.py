@@ -32,6 +32,8 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+# What parameters are written as, by the names that commands and configs give them.
+FLOATS = {str(DTYPES[name]): DTYPES[name] for name in ("F32", "BF16", "F16")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -9,6 +9,7 @@ import abc
 import collections
 import contextlib
 import math
+import shutil
 import tempfile
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -112,9 +113,12 @@ def stored_rows(leaves: Mapping[str, StoredLeaf], beside: Path) -> Iterator[dict
         beside: scratch space is made next to this path.
     """
     beside.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{beside.name}.scratch-"
+    for abandoned in beside.parent.glob(f"{prefix}*"):  # by an export that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     with (
         ThreadPoolExecutor(1) as sums,
-        tempfile.TemporaryDirectory(prefix=f".{beside.name}.scratch-", dir=beside.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=prefix, dir=beside.parent) as folder,
     ):
         yield {p: StoredRows(leaf, sums, Path(folder)) for p, leaf in leaves.items()}
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -30,15 +31,17 @@ from internvl_jax.convert.card import card
 from internvl_jax.convert.describe import model_of
 from internvl_jax.convert.formats import FORMATS, About, Files
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, leaves, some
-from internvl_jax.convert.shards import DTYPES, WeightsError, divide, write
+from internvl_jax.convert.shards import FLOATS, WeightsError, divide, write
 from internvl_jax.convert.stream import ArrayRows, Rows, ahead, stored_rows
 from internvl_jax.convert.transpose import contiguous
 from internvl_jax.models.adapters import without_adapters
 from internvl_jax.observe.progress import ByteProgress
 from internvl_jax.tree import flatten
 
-FLOATS = {str(DTYPES[name]): DTYPES[name] for name in ("F32", "BF16", "F16")}
+log = logging.getLogger(__name__)
+
 SHARD_BYTES = 5 * 10**9
+CHECKSUMS = "checksums.sha256"
 
 
 def export(
@@ -72,7 +75,7 @@ def export(
         metadata: text to put into each file's header.
         adapters_of: write the adapters and nothing else, in PEFT's form and the format's names,
             with those of these trained leaves that are no adapters.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing export.
         quiet: show no progress.
 
     Returns:
@@ -86,22 +89,24 @@ def export(
     destination = Path(destination)
     if dtype is not None and dtype not in FLOATS:
         raise WeightsError(f"The dtype {dtype!r} cannot be written: use {', '.join(FLOATS)}.")
-    if destination.exists() and not overwrite:
-        raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
+    _free(destination, overwrite)
     form = FORMATS[format]
     bare = without_adapters(cfg)
     try:
         keys = key_map(form.fitted(bare), form.naming)
-    except ValueError as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"The format {format!r} cannot hold this model: {error}") from None
+    except WeightsError:
+        raise
+    except ValueError:
+        raise WeightsError(
+            f"The format {format!r} cannot hold this model: use {' or '.join(_holding(bare))}."
+        ) from None
     rows = _checked(params, cfg)
     if adapters_of is not None:
         return _export_adapters(destination, rows, cfg, keys, adapters_of, metadata or {})
     rows = merge(rows, cfg)
     layout = _layout(keys, rows, dtype)
-    widest = max((d for _, d in layout.values()), key=lambda d: d.itemsize, default=None)
+    # Scalars stay float32 whatever the others are.
+    widest = max((d for shape, d in layout.values() if shape), key=lambda d: d.itemsize)
     about = dataclasses.replace(about or About(bare), cfg=bare, dtype=dtype or str(widest))
     beside = form.files(about)
     beside.setdefault("README.md", card(about, format, len(keys.entries), form.caveats(about)))
@@ -111,6 +116,30 @@ def export(
         digests |= _write(working, rows, keys, layout, shard_bytes, dict(metadata or {}), quiet)
         _list(working, digests)
     return keys.nameless
+
+
+def _holding(cfg: ModelConfig) -> list[str]:
+    """The formats that have names for all of a model."""
+    found = []
+    for name, form in FORMATS.items():
+        with contextlib.suppress(ValueError):
+            form.files(About(form.fitted(cfg)))
+            key_map(form.fitted(cfg), form.naming)
+            found.append(name)
+    return found
+
+
+def _free(destination: Path, overwrite: bool) -> None:
+    """Raises WeightsError where writing would cost what is there; only exports are replaced."""
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise WeightsError(f"{destination} exists: choose another folder, or ask to overwrite it.")
+    if not (destination / CHECKSUMS).is_file():
+        raise WeightsError(
+            f"{destination} is no export ({CHECKSUMS} is not there), so it is not replaced: choose "
+            "another folder."
+        )
 
 
 def _export_adapters(
@@ -123,7 +152,7 @@ def _export_adapters(
 ) -> tuple[str, ...]:
     with _created(destination) as working:
         _list(working, write_peft(working, rows, cfg, keys, trained, metadata))
-    return ()
+    return tuple(path for path in trained if path in keys.nameless)
 
 
 @contextlib.contextmanager
@@ -144,7 +173,7 @@ def _created(destination: Path) -> Iterator[Path]:
 
 def _list(folder: Path, digests: Mapping[str, str]) -> None:
     listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    (folder / "checksums.sha256").write_text(listed)
+    (folder / CHECKSUMS).write_text(listed)
 
 
 def export_checkpoint(
@@ -167,7 +196,7 @@ def export_checkpoint(
         source: a run's work directory, its ``checkpoints`` directory, or one step's.
         destination, format, dtype, shard_bytes, overwrite, quiet: see `export`.
         step: which checkpoint; the newest by default.
-        ema: take the moving average of the trained parameters where there is one.
+        ema: take the moving average of the trained parameters.
         tokenizer: the model's tokenizer; by default the one that the run names, if it is there.
         adapters: write what a run with adapters trained instead of the whole model.
 
@@ -177,16 +206,21 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         ConfigError: its description of the stage cannot be right.
-        WeightsError: as `export`.
+        WeightsError: as `export`; there is no average.
     """
-    meta = load_meta(find_step(source, step))
+    step_dir = find_step(source, step)
+    meta = load_meta(step_dir)
     cfg, prefix = model_of(meta.user, source)
     stage, data = meta.user.get("stage", {}), meta.user.get("experiment", {}).get("data", {})
     named = data.get("tokenizer")
     if tokenizer is not None and not Path(tokenizer).is_file():
         raise WeightsError(f"The tokenizer {tokenizer} is no file: name the .model or .json file.")
-    if tokenizer is None and named and Path(named).is_file():
-        tokenizer = named
+    if tokenizer is None and named:
+        # Imported weights have it beside them, wherever they were moved.
+        places = (Path(named), Path(step_dir.parent.parent) / Path(named).name)
+        tokenizer = next((place for place in places if place.is_file()), None)
+        if tokenizer is None:
+            log.warning(f"The tokenizer {named} is not there: the export has none (--tokenizer).")
     origin = f"Step {meta.step:,} of {Path(source).name}" + (
         f", stage {stage['name']!r}" if stage.get("name") else ""
     )
@@ -202,6 +236,8 @@ def export_checkpoint(
         metadata["stage"] = stage["name"]
     chosen: dict[str, Any] = {}
     stored = {leaf.path: leaf for leaf in iter_leaves(source, meta.step)}
+    if ema and not any(path.startswith("ema/") for path in stored):
+        raise WeightsError(f"{source} keeps no averaged parameters: leave --ema out.")
     for root in ("ema", "params", "frozen") if ema else ("params", "frozen"):
         start = f"{root}/{prefix}"
         for path, leaf in stored.items():

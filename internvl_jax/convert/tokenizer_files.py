@@ -49,8 +49,8 @@ def special(about: About) -> Special:
             found = read(about.tokenizer)
         except WeightsError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{about.tokenizer} cannot be read: {error}") from None
+        except (OSError, ValueError, RuntimeError, AttributeError, TypeError, LookupError) as error:
+            raise WeightsError(f"{about.tokenizer} cannot be read as one: {error}") from None
     chosen = about.stage.get("image_token_id")
     if chosen is None:
         return found
@@ -145,7 +145,10 @@ def _piece(path: Path | None, number: int) -> str:
     if path is None:
         return IMAGE_CONTEXT
     if path.suffix == ".model":
-        return _processor(path).id_to_piece(number)
+        try:
+            return _processor(path).id_to_piece(number)
+        except IndexError:
+            return IMAGE_CONTEXT
     return next((piece for piece, i in _pieces(path).items() if i == number), IMAGE_CONTEXT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,15 +58,15 @@ def bicubic_matrix(source: int, target: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def resize_positions(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def resize_positions(table: Any, grid: tuple[int, int]) -> Any:
     """Interpolates a position table to another grid, the CLS row untouched.
 
     Args:
-        table: [1 + G*G, D], CLS first.
+        table: [1 + G*G, D], CLS first; of numpy, and then no device is touched, or jax.
         grid: rows and columns of the target, not necessarily square.
 
     Returns:
-        [1 + rows * columns, D] float32.
+        [1 + rows * columns, D] float32, of numpy or jax as the table.
     """
     source = round((table.shape[0] - 1) ** 0.5)
     if source * source != table.shape[0] - 1:
@@ -74,7 +75,12 @@ def resize_positions(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
         )
     if grid == (source, source):
         return table
-    rows, columns = (jnp.asarray(bicubic_matrix(source, n)) for n in grid)
-    square = table[1:].astype(jnp.float32).reshape(source, source, -1)
-    resized = jnp.einsum("hr,wc,rcD->hwD", rows, columns, square, precision="highest")
-    return jnp.concatenate([table[:1].astype(jnp.float32), resized.reshape(-1, table.shape[1])])
+    rows, columns = (bicubic_matrix(source, n) for n in grid)
+    square = table[1:].astype(np.float32).reshape(source, source, -1)
+    product = "hr,wc,rcD->hwD"
+    if isinstance(table, np.ndarray):
+        resized = np.einsum(product, rows, columns, square, optimize=True)
+    else:
+        resized = jnp.einsum(product, rows, columns, square, precision="highest")
+    np_ = np if isinstance(table, np.ndarray) else jnp
+    return np_.concatenate([table[:1].astype(np.float32), resized.reshape(-1, table.shape[1])])

@@ -138,6 +138,16 @@ def test_adapters_alone_add_up_to_the_merged_model(tmp_path: Path) -> None:
     assert "query_tokens" in others and "clip_projector.cross_attn.q_bias" in others
 
 
+def test_a_format_that_does_not_fit_names_those_that_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "run", FinetuneStage(model=CHAT, image_size=16), parameters(CHAT))
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
+    assert capsys.readouterr().err == (
+        "The format 'official' cannot hold this model: use plain or hf-native or remote-code.\n"
+    )
+
+
 def test_a_run_without_adapters_has_none_to_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

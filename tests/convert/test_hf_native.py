@@ -202,4 +202,4 @@ def test_what_a_model_card_must_say() -> None:
     about = About(MODELS["6b, layer -4, llama"], stage={"image_size": 56}, data={"resize": "pad"})
     said = " ".join(hf_native.caveats(about))
     assert "first 2 layers of 5" in said and "resize='pad'" in said and "28 px" in said
-    assert "id 0 (<unk>)" in said
+    assert "id 0 (<unk>)" in said and "Nothing says which dialogue template" in said

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from internvl_jax import pretrained
 from internvl_jax.checkpoint import CheckpointError, iter_leaves, read_tree
 from internvl_jax.checkpoint.storage import find_step, load_meta
 from internvl_jax.checkpoint.writer import StepWriter
-from internvl_jax.convert import importing
+from internvl_jax.convert import from_torch, importing
 from internvl_jax.convert.__main__ import main
 from internvl_jax.convert.from_torch import Tensors, WeightsError
 from internvl_jax.convert.importing import import_weights
@@ -144,6 +147,45 @@ def test_a_position_table_is_resized_on_the_way(tmp_path: Path) -> None:
     assert meta.user["part"]["model"]["image_size"] == 28
 
 
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    large = dataclasses.replace(VIT, mlp_dim=4000)
+    export(parameters(large), large, tmp_path / "out")
+    code = """
+import resource, signal, sys
+from internvl_jax.convert.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sys.exit(main(["import", "out", "run"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78
+    assert done.stderr.startswith("leaf params/vision/") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_device_is_touched(tmp_path: Path) -> None:
+    """A chip belongs to whoever trains on it; asking JAX for any would fail here."""
+    export(parameters(G), G, tmp_path / "out")
+    code = """
+import sys
+from internvl_jax.convert.__main__ import main
+assert main(["import", "out", "run", "--image-size", "28", "--vocab-size", "16"]) == 0
+assert main(["export", "run", "again", "--format", "plain"]) == 0
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "none", "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+
+
 def test_new_words_are_the_mean_of_the_old_ones(tmp_path: Path) -> None:
     params = parameters(LLAMA)
     source = llama_folder(tmp_path / "llama", LLAMA, params)
@@ -185,6 +227,105 @@ def test_what_is_there_is_kept_unless_asked(tmp_path: Path) -> None:
     assert_same(found, {p: x.astype(ml_dtypes.bfloat16) for p, x in params.items()})
 
 
+def test_what_is_replaced_stays_until_the_new_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = parameters(VIT)
+    export(params, VIT, tmp_path / "out")
+    import_weights(tmp_path / "out", tmp_path / "run")
+
+    def full(*arguments: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(importing.StepWriter, "leaf", full)
+    with pytest.raises(OSError, match="No space"):
+        import_weights(tmp_path / "out", tmp_path / "run", overwrite=True)
+    assert_same(flatten(read_tree(str(tmp_path / "run"), prefix="params/vision")), params)
+    monkeypatch.undo()
+    import_weights(tmp_path / "out", tmp_path / "run", dtype="bfloat16", overwrite=True)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
+
+
+def test_scalars_stay_float32(tmp_path: Path) -> None:
+    params = parameters(C)
+    export(params, C, tmp_path / "out")
+    import_weights(tmp_path / "out", tmp_path / "run", dtype="bfloat16")
+    found = flatten(read_tree(str(tmp_path / "run"), prefix="params"))
+    assert found["logit_scale"].dtype == np.float32
+    assert found["logit_scale"] == params["logit_scale"]
+    assert found["vision/pos"].dtype == ml_dtypes.bfloat16
+
+
+def test_what_no_checkpoint_can_hold_needs_a_word(tmp_path: Path) -> None:
+    export(parameters(VIT), VIT, tmp_path / "out")
+    file = tmp_path / "out" / "model-00001-of-00001.safetensors"
+    save_file({n: x.astype(np.float64) for n, x in load_file(file).items()}, file)
+    with pytest.raises(WeightsError, match="is float64, which parameters cannot be"):
+        import_weights(tmp_path / "out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    import_weights(tmp_path / "out", tmp_path / "run", dtype="float32")
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "before torch 1.6"])
+def test_pickled_parameters_of_any_age(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(from_torch, "MAPPED", 100)  # mapped anew many times
+    params = parameters(VIT)
+    export(params, VIT, tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    state = {n: torch.nn.Parameter(torch.from_numpy(x)) for n, x in load_file(file).items()}
+    file.unlink()
+    (tmp_path / "out" / "model.safetensors.index.json").unlink()
+    path = tmp_path / "out" / "pytorch_model.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=not old)
+    import_weights(tmp_path / "out", tmp_path / "run")
+    assert_same(flatten(read_tree(str(tmp_path / "run"), prefix="params/vision")), params)
+
+
+def test_the_tokenizer_comes_with_all_that_belongs_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = llama_folder(tmp_path / "llama", LLAMA, parameters(LLAMA))
+    (source / "added_tokens.json").write_text('{"<IMG_CONTEXT>": 12}')
+    (source / "tokenizer_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    import_weights("llama", "run")
+    named = load_meta(find_step(tmp_path / "run")).user["experiment"]["data"]["tokenizer"]
+    assert named == str(tmp_path / "run" / "tokenizer.model")
+    assert (tmp_path / "run" / "added_tokens.json").read_text() == '{"<IMG_CONTEXT>": 12}'
+    (source / "tokenizer.model").unlink()  # what is left is no tokenizer
+    import_weights("llama", "other")
+    assert load_meta(find_step(tmp_path / "other")).user["experiment"]["data"] == {}
+
+
+def test_a_part_alone_is_no_model_to_run(tmp_path: Path) -> None:
+    export(parameters(VIT), VIT, tmp_path / "out")
+    import_weights(tmp_path / "out", tmp_path / "run")
+    with pytest.raises(CheckpointError, match="holds a model's vision alone"):
+        pretrained.load(str(tmp_path / "run"))
+
+
+def test_a_head_that_is_tied_must_be_the_embedding(tmp_path: Path) -> None:
+    llm = dataclasses.replace(LLAMA, tied_head=True)
+    vision = VitConfig(image_size=28, patch_size=7, width=8, depth=3, heads=2, mlp_dim=9)
+    cfg = ChatConfig(vision=vision, llm=llm, projector="mlp1", unshuffle="v2")
+    params = parameters(cfg, naming="remote")
+    export(params, cfg, tmp_path / "out", format="remote-code")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["llm_config"]["tie_word_embeddings"] = True
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    import_weights(tmp_path / "out", tmp_path / "run")
+    assert_same(flatten(read_tree(str(tmp_path / "run"), prefix="params")), params)
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["language_model.lm_head.weight"] += 1
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match="differ, although its config ties them"):
+        import_weights(tmp_path / "out", tmp_path / "other")
+
+
 def test_an_interrupted_import_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,8 +341,7 @@ def test_an_interrupted_import_leaves_nothing(
     monkeypatch.setattr(importing.StepWriter, "leaf", stop)
     with pytest.raises(KeyboardInterrupt):
         import_weights(tmp_path / "out", tmp_path / "run")
-    with pytest.raises(CheckpointError):
-        find_step(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     monkeypatch.undo()
     import_weights(tmp_path / "out", tmp_path / "run")  # and it starts over
     assert len(list(iter_leaves(str(tmp_path / "run")))) == len(parameters(VIT))

@@ -130,6 +130,42 @@ def test_an_existing_folder_is_kept_unless_asked(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_only_an_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = GenerativeStage(model=G, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, parameters(G))
+    arguments = ["export", str(tmp_path / "run")]
+    for folder in ("run", "run/checkpoints", "."):
+        assert main([*arguments, str(tmp_path / folder), "--overwrite"]) == 78
+        assert "is no export" in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "out")]) == 0
+
+
+def test_what_a_killed_export_left_goes(tmp_path: Path) -> None:
+    stage = GenerativeStage(model=G, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, parameters(G))
+    for name in (".out.scratch-abc", ".out.unfinished-abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"half")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_no_average_is_no_silent_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = GenerativeStage(model=G, text_length=8, image_size=14)
+    with Checkpoints(str(tmp_path / "run")) as manager:
+        state = {"params": unflatten(parameters(G))}
+        manager.save(3, state, {"stage": stage_to_config(stage)})
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--ema"]) == 78
+    assert "keeps no averaged parameters" in capsys.readouterr().err
+
+
+def test_the_config_names_the_type_of_the_arrays(tmp_path: Path) -> None:
+    params = {p: x.astype(ml_dtypes.bfloat16) if x.ndim else x for p, x in parameters(G).items()}
+    export(params, G, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_export_leaves_nothing_half(
     overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,6 +305,20 @@ def test_a_flipped_bit_stops_the_export(tmp_path: Path, capsys: pytest.CaptureFi
     assert hit
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
     assert "vision/blocks/layers/mlp/fc1" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_file_that_was_cut_off_stops_the_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = dataclasses.replace(G, vision=dataclasses.replace(VIT, mlp_dim=400))
+    stage = GenerativeStage(model=large, text_length=8, image_size=14)
+    checkpoint(tmp_path / "run", stage, parameters(large))
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.parent.name == "d"]
+    with max(files, key=lambda p: p.stat().st_size).open("r+b") as file:
+        file.truncate(50)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 78
+    assert "can't be read" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

@@ -112,12 +112,15 @@ def test_tokenizers_are_copied_and_their_ids_found(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": {"vocab": {"a": 0}}, "added_tokens": added[:2]}))
     with pytest.raises(WeightsError, match="no <IMG_CONTEXT> and no unknown token"):
         remote_code.files(About(CHAT, tokenizer=path))
-    path.write_text("{")
-    with pytest.raises(WeightsError, match=r"qwen\.json cannot be read"):
-        remote_code.files(About(CHAT, tokenizer=path))
+    for broken in ("{", "[1]", '{"model": 3}', '{"added_tokens": [{}]}'):
+        path.write_text(broken)
+        with pytest.raises(WeightsError, match=r"qwen\.json cannot be read"):
+            remote_code.files(About(CHAT, tokenizer=path))
     model = tmp_path / "tokenizer.model"
     train(["a red box and a blue one"] * 9, model, vocab_size=280)
     assert parsed(remote_code.files(About(CHAT, tokenizer=model)))["img_context_token_id"] == 0
+    beyond = remote_code.files(About(CHAT, stage={"image_token_id": 999}, tokenizer=model))
+    assert parsed(beyond)["img_context_token_id"] == 999
     (tmp_path / "added_tokens.json").write_text('{"<IMG_CONTEXT>": 301}')
     files = remote_code.files(About(CHAT, tokenizer=model))
     assert parsed(files)["img_context_token_id"] == 301

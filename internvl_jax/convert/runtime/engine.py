@@ -108,6 +108,7 @@ class Engine:
 
     def prompt(self, language: str = "en") -> str:
         """What stands before a caption in a language. Raises ValueError for an unknown one."""
+        self._needs("caption")
         prompts = self.config.text.prompts if self.config.text else {}
         if language not in prompts:
             raise ValueError(

@@ -328,7 +328,8 @@ def filter_logits(logits: Tensor, settings: Settings) -> Tensor:
 
     Ties with the last kept token are kept; [B, V], -inf where a token must not be drawn.
     """
-    logits = logits / settings.temperature
+    # Divided by less, logits overflow, and on a GPU drawing from no numbers ends the process' work.
+    logits = logits / max(settings.temperature, 1e-6)
     if 0 < settings.top_k < logits.shape[-1]:
         least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -39,6 +39,7 @@ def load(
         folder: an exported one.
         device: as torch names it; a GPU where there is one by default.
         dtype: one of `DTYPES`; by default float32 on a CPU, else what the files hold most of.
+            Scalars are float32 in any case.
 
     Returns:
         What ``config.json`` says, and the model in evaluation mode.
@@ -80,10 +81,15 @@ def load(
     for path in shards:
         with _opened(path) as file:
             names = list(file.keys())
-            part = {name: file.get_tensor(name).to(where, wanted) for name in names}
+            part = {name: _placed(file.get_tensor(name), where, wanted) for name in names}
         # Names and shapes are checked above, over all shards.
         model.load_state_dict(part, strict=False, assign=True)
     return config, model.eval().requires_grad_(False)
+
+
+def _placed(x: torch.Tensor, where: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    # In bfloat16 the temperature, of which a scalar is the logarithm, would be 1 % off.
+    return x.to(where, dtype if x.ndim else torch.float32)
 
 
 def _shards(folder: Path) -> list[Path]:

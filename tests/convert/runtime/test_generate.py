@@ -200,6 +200,14 @@ def test_samples_are_drawn_from_the_same_logits(
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-5, 1e-30, 1e-300])
+def test_hardly_any_temperature_leaves_numbers(temperature: float) -> None:
+    settings = runtime.Settings(do_sample=True, temperature=temperature, top_p=0.9)
+    logits = torch.tensor([[1.0, 300.0, -2e4]])
+    p = runtime.filter_logits(logits, settings).softmax(dim=-1)
+    assert p.tolist() == [[0.0, 1.0, 0.0]]
+
+
 def test_samples_follow_the_distribution(captions: Any) -> None:
     _, _, llm, begun = captions
     n = 4000

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 
 from internvl_jax.convert.runtime.config import FolderError, VitConfig, read  # noqa: E402
 from internvl_jax.convert.runtime.load import INDEX, load  # noqa: E402
-from tests.convert.runtime.conftest import VIT, Pair  # noqa: E402
+from internvl_jax.models.internvl import InternVLConfig  # noqa: E402
+from tests.convert.runtime.conftest import QLLAMA, VIT, Pair  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,14 @@ def test_every_tensor_is_there_in_the_dtype(dtype: str, folder: Path) -> None:
     for tensor in model.state_dict().values():
         assert tensor.dtype == getattr(torch, dtype) and tensor.device.type == "cpu"
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
+
+
+def test_the_temperature_is_not_rounded(exported: Callable) -> None:
+    cfg = InternVLConfig(VIT, QLLAMA, queries=2, embed_dim=8, pool_heads=2)
+    pair = exported(cfg)
+    scale = pair.theirs(dtype="bfloat16").logit_scale
+    assert scale.dtype == torch.float32
+    assert float(scale) == float(pair.ours.logit_scale[...])
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:

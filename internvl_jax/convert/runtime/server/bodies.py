@@ -30,14 +30,14 @@ class Search(Body):
     max_new_tokens: int | None = Field(None, ge=1)
     min_new_tokens: int | None = Field(None, ge=0)
     num_beams: int | None = Field(None, ge=1)
-    length_penalty: float | None = None
+    length_penalty: float | None = Field(None, ge=-10, le=10)
     do_sample: bool | None = None
     temperature: float | None = Field(None, gt=0)
     top_k: int | None = Field(None, ge=0)
     top_p: float | None = Field(None, gt=0, le=1)
 
     def settings(self, make: Callable[..., Any], limits: Limits) -> Any:
-        """Settings with what the request asks for.
+        """Settings with what the request asks for, the model's own length cut to the limit.
 
         Args:
             make: from changes to settings; ValueError for what doesn't go together.
@@ -56,7 +56,10 @@ class Search(Body):
         if asked.get("do_sample"):
             asked.setdefault("num_beams", 1)  # whatever the model's own search is
         try:
-            return make(**asked)
+            found = make(**asked)
+            if found.max_new_tokens > limits.new_tokens:  # the model's own length
+                found = make(**asked, max_new_tokens=limits.new_tokens)
+            return found
         except ValueError as error:
             raise Refusal(400, str(error)) from None
 

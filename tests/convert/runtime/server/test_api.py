@@ -74,6 +74,12 @@ def test_what_is_not_asked_for_is_the_models_own_way(shared, monkeypatch) -> Non
         assert shared.engine.seen[-1] == expected
 
 
+def test_the_models_own_length_is_cut_to_the_limit(shared, monkeypatch) -> None:
+    monkeypatch.setattr(shared.engine, "generation", {"max_new_tokens": 10_000})
+    assert shared.post("/caption", {"images": [uri()]}).status == 200
+    assert shared.engine.seen[-1] == Settings(max_new_tokens=512)
+
+
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])
 def test_chat_answers_as_openai_does(shared, path: str) -> None:
     parts = [
@@ -203,6 +209,7 @@ HOSTILE = {
     "too many beams": ("/caption", {"images": [uri()], "num_beams": 9}, 400),
     "huge": ("/caption", b'{"images":["a"],"num_beams":' + b"9" * 9_000 + b"}", 400),
     "huge power": ("/caption", b'{"images":["a"],"length_penalty":1e999}', 400),
+    "large power": ("/caption", {"images": [uri()], "length_penalty": -1e30}, 400),
     "nan": ("/caption", b'{"images":["a"],"length_penalty":NaN}', 400),
     "bool for a number": ("/caption", {"images": [uri()], "num_beams": True}, 400),
     "number as text": ("/caption", {"images": [uri()], "num_beams": "2"}, 400),
