@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
-from internvl_jax.batch import MEAN, STD, Template, template_named
+from internvl_jax.batch import MEAN, STD, TEMPLATES, Template
 from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.key_maps import ModelConfig
@@ -100,8 +101,9 @@ def files(about: About) -> Files:
         "processor_config.json": to_json(
             {"processor_class": "InternVLProcessor", "image_seq_length": cfg.visual_tokens(size)}
         ),
-        "chat_template.jinja": chat_template(_template(about), pieces).encode(),
     }
+    if (jinja := _jinja(about, pieces)) is not None:
+        written[CHAT_TEMPLATE] = jinja
     # The models trained here put nothing around a picture's tokens.
     around = {"start_image_token": "", "end_image_token": "", "video_token": "<video>"}
     return written | tokenizer_files(
@@ -185,10 +187,16 @@ def caveats(about: About) -> tuple[str, ...]:
             f"The vision tower keeps its first {kept} layers of {cfg.vision.depth}: the model "
             f"reads layer {cfg.select_layer}."
         )
-    if "template" not in about.data:
+    name = about.data.get("template")
+    if _beside(about) is None and name is None:
         found.append(
             "Nothing says which dialogue template it was trained with: chat_template.jinja is "
             "vicuna_v1's; replace it by the model's own where that is another."
+        )
+    elif _beside(about) is None and name not in TEMPLATES:
+        found.append(
+            f"It was trained with the dialogue template {name!r}, which is not known here: put the "
+            "model's own chat_template.jinja beside this file."
         )
     resize = about.data.get("resize", "square")
     if resize != "square":
@@ -205,11 +213,23 @@ def caveats(about: About) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _template(about: About) -> Template:
-    try:
-        return template_named(about.data.get("template", "vicuna_v1"))
-    except ValueError as error:
-        raise WeightsError(str(error)) from None
+CHAT_TEMPLATE = "chat_template.jinja"
+
+
+def _beside(about: About) -> Path | None:
+    """The template that came with the weights, where training did not name one of ours."""
+    if about.tokenizer is None or about.data.get("template") in TEMPLATES:
+        return None
+    path = about.tokenizer.parent / CHAT_TEMPLATE
+    return path if path.is_file() else None
+
+
+def _jinja(about: About, pieces: Special) -> bytes | Path | None:
+    """chat_template.jinja; None where the model's template is not known."""
+    if (path := _beside(about)) is not None:
+        return path
+    name = about.data.get("template", "vicuna_v1")
+    return chat_template(TEMPLATES[name], pieces).encode() if name in TEMPLATES else None
 
 
 _WORDS = """\

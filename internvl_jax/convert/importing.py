@@ -38,7 +38,7 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 # What belongs to them: added pieces (``<IMG_CONTEXT>``) have no other place beside a .model file.
 BESIDE_TOKENIZERS = (
     *("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
 QLLAMA_LAYOUT = 2  # QLLaMA's layers rest in periods of so many, also where none cross-attends
 
