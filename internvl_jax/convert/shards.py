@@ -101,7 +101,7 @@ def write(
     arrays: Iterator[np.ndarray],
     metadata: Mapping[str, str],
 ) -> str:
-    """Writes one file, one array in memory at a time, and has it on the disk when it returns.
+    """Writes one file, one array in memory at a time; `settle` has it on the disk.
 
     Args:
         path: the file.
@@ -135,6 +135,10 @@ def write(
             digest.update(data)
         if file.tell() != 8 + len(text) + end:
             raise AssertionError(f"{path} lacks tensors that were announced")
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def settle(path: Path) -> None:
+    """Returns when a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

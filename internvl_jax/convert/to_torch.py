@@ -13,11 +13,11 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from internvl_jax.convert.card import card
 from internvl_jax.convert.describe import model_of
 from internvl_jax.convert.formats import FORMATS, About, Files
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map, leaves, some
-from internvl_jax.convert.shards import FLOATS, WeightsError, divide, write
+from internvl_jax.convert.shards import FLOATS, WeightsError, divide, settle, write
 from internvl_jax.convert.stream import ArrayRows, Rows, ahead, stored_rows
 from internvl_jax.convert.transpose import contiguous
 from internvl_jax.models.adapters import without_adapters
@@ -325,7 +325,10 @@ def _write(
     progress = ByteProgress(sum(sizes.values()), "exporting", quiet=quiet)
     files = divide(sizes, shard_bytes)
     weight_map, digests = {}, {}
-    with contextlib.closing(ahead(_tensors(keys, rows, layout))) as arrays:
+    with (
+        ThreadPoolExecutor(1) as disk,
+        contextlib.closing(ahead(_tensors(keys, rows, layout))) as arrays,
+    ):
         passing = progress.counting(arrays)
         for number, names in enumerate(files, 1):
             file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
@@ -333,6 +336,8 @@ def _write(
             # The official loaders read nothing without the first entry.
             header = {"format": "pt", **metadata}
             digests[file] = write(folder / file, names, layout, passing, header)
+            # While the next one is written; `_replace` waits for all of them.
+            disk.submit(settle, folder / file)
         next(passing, None)  # runs the comparison with the fingerprints
     progress.close()
     total = {"total_size": sum(sizes.values())}
@@ -357,8 +362,7 @@ def _replace(working: Path, destination: Path) -> None:
     """Renames the finished folder into place; an older one goes only once the new one stands."""
     for path in working.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            settle(path)
     if not destination.exists():
         working.rename(destination)
         return
