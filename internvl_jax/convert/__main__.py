@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 EXIT_DIFFERENT = 1
@@ -88,8 +89,9 @@ def _bytes(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     arguments = parser().parse_args(argv)
-    verbs = {"verify": _verify, "export": _export, "import": _import}
-    return verbs[arguments.verb](arguments)
+    if arguments.verb == "verify":
+        return _verify(arguments)
+    return _copying(_export if arguments.verb == "export" else _import, arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -119,70 +121,62 @@ def _verify(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _stay_on_the_host() -> None:
-    """No accelerator is needed, and another process may hold it."""
+def _copying(verb: Callable[[argparse.Namespace], list[str]], arguments: argparse.Namespace) -> int:
+    """Prints what a verb says, or the sentence with which it refuses."""
     import jax
 
+    # No accelerator is needed, and another process may hold it.
     jax.config.update("jax_platforms", "cpu")
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    _stay_on_the_host()
     from internvl_jax.checkpoint import CheckpointError
     from internvl_jax.config import ConfigError
     from internvl_jax.convert.shards import WeightsError
+
+    try:
+        print("\n".join(verb(arguments)))
+    except (CheckpointError, ConfigError, WeightsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> list[str]:
     from internvl_jax.convert.to_torch import export_checkpoint
 
-    try:
-        left_out = export_checkpoint(
-            arguments.checkpoint,
-            arguments.destination,
-            step=arguments.step,
-            ema=arguments.ema,
-            format=arguments.format,
-            dtype=arguments.dtype,
-            shard_bytes=arguments.shard_size,
-            tokenizer=arguments.tokenizer,
-            adapters=arguments.adapters,
-            overwrite=arguments.overwrite,
-            quiet=False,
-        )
-    except (CheckpointError, ConfigError, WeightsError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIG
-    print(f"{arguments.destination} is written.")
-    for path in left_out:
-        print(f"{path} has no name in this format and was left out.")
-    return 0
+    left_out = export_checkpoint(
+        arguments.checkpoint,
+        arguments.destination,
+        step=arguments.step,
+        ema=arguments.ema,
+        format=arguments.format,
+        dtype=arguments.dtype,
+        shard_bytes=arguments.shard_size,
+        tokenizer=arguments.tokenizer,
+        adapters=arguments.adapters,
+        overwrite=arguments.overwrite,
+        quiet=False,
+    )
+    without = [f"{path} has no name in this format and was left out." for path in left_out]
+    return [f"{arguments.destination} is written.", *without]
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    _stay_on_the_host()
-    from internvl_jax.checkpoint import CheckpointError
-    from internvl_jax.config import ConfigError
+def _import(arguments: argparse.Namespace) -> list[str]:
     from internvl_jax.convert.importing import import_weights
-    from internvl_jax.convert.shards import WeightsError
 
-    try:
-        found = import_weights(
-            arguments.source,
-            arguments.destination,
-            part=arguments.part,
-            image_size=arguments.image_size,
-            vocab_size=arguments.vocab_size,
-            dtype=arguments.dtype,
-            overwrite=arguments.overwrite,
-            quiet=False,
-        )
-    except (CheckpointError, ConfigError, WeightsError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIG
+    found = import_weights(
+        arguments.source,
+        arguments.destination,
+        part=arguments.part,
+        image_size=arguments.image_size,
+        vocab_size=arguments.vocab_size,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
+        quiet=False,
+    )
     kind = type(found.cfg).__name__.removesuffix("Config")
-    print(
+    return [
         f"{arguments.destination} is written: {kind}, {len(found.tensors):,} tensors, "
         f"{found.cfg.param_count():,} parameters."
-    )
-    return 0
+    ]
 
 
 if __name__ == "__main__":

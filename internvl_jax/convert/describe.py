@@ -95,13 +95,18 @@ def resized(cfg: ModelConfig, image_size: int | None, vocab_size: int | None) ->
     if vocab_size is not None:
         if isinstance(cfg, VitConfig):
             raise WeightsError("A vision tower has no vocabulary: leave --vocab-size out.")
-        name = {InternVLConfig: "qllama", ChatConfig: "llm"}.get(type(cfg), "")
-        decoder: LlamaConfig = getattr(cfg, name) if name else cfg  # type: ignore[assignment]
-        if vocab_size < decoder.vocab_size:
-            raise WeightsError(
-                f"The vocabulary has {decoder.vocab_size} entries already: --vocab-size "
-                f"{vocab_size} would cut it."
-            )
-        decoder = dataclasses.replace(decoder, vocab_size=vocab_size)
-        cfg = dataclasses.replace(cfg, **{name: decoder}) if name else decoder
+        if isinstance(cfg, InternVLConfig):
+            return dataclasses.replace(cfg, qllama=_grown(cfg.qllama, vocab_size))
+        if isinstance(cfg, ChatConfig):
+            return dataclasses.replace(cfg, llm=_grown(cfg.llm, vocab_size))
+        return _grown(cfg, vocab_size)
     return cfg
+
+
+def _grown(cfg: LlamaConfig, vocab_size: int) -> LlamaConfig:
+    if vocab_size < cfg.vocab_size:
+        raise WeightsError(
+            f"The vocabulary has {cfg.vocab_size} entries already: --vocab-size {vocab_size} would "
+            "cut it."
+        )
+    return dataclasses.replace(cfg, vocab_size=vocab_size)

@@ -136,6 +136,12 @@ def _unpickled(path: Path) -> dict[str, Any]:
     return {n: t for n, t in state.items() if isinstance(t, torch.Tensor)}
 
 
+def shapes(tensors: Mapping[str, Any]) -> Mapping[str, Shape]:
+    """Name -> shape, without reading what need not be read."""
+    known = getattr(tensors, "shapes", None)
+    return {n: tuple(np.shape(t)) for n, t in tensors.items()} if known is None else known
+
+
 def check(found: Mapping[str, Shape], expected: Mapping[str, Shape], where: str | Path) -> None:
     """Compares names and shapes in both directions.
 
@@ -232,12 +238,7 @@ def load(
     if isinstance(tensors, (str, Path)):
         tensors = Tensors(tensors)
     keys = key_map(cfg, naming) if keys is None else keys
-    if hasattr(tensors, "shapes"):
-        where = getattr(tensors, "source", "The mapping of weights")
-        check(tensors.shapes, keys.shapes, where)  # type: ignore[attr-defined]
-    else:
-        found = {n: tuple(np.shape(t)) for n, t in tensors.items()}
-        check(found, keys.shapes, "The mapping of weights")
+    check(shapes(tensors), keys.shapes, getattr(tensors, "source", "The mapping of weights"))
     flat: dict[str, np.ndarray] = {}
     for path in keys.held:
         read = rows(keys, path, tensors, dtype)

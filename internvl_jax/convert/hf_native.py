@@ -17,7 +17,7 @@ from internvl_jax.convert.from_torch import WeightsError
 from internvl_jax.convert.key_maps import ModelConfig
 from internvl_jax.convert.names import NORMS
 from internvl_jax.convert.official import decoder_config, dialogue, to_json
-from internvl_jax.convert.tokenizer_files import Special, special, tokenizer_files
+from internvl_jax.convert.tokenizer_files import CHAT_TEMPLATE, Special, special, tokenizer_files
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl_chat import ChatConfig
 
@@ -211,9 +211,6 @@ def caveats(about: About) -> tuple[str, ...]:
             "transformers interpolates it in every pass, other engines may not."
         )
     return tuple(found)
-
-
-CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def _beside(about: About) -> Path | None:

@@ -27,6 +27,7 @@ from internvl_jax.convert.from_torch import Tensors, rows
 from internvl_jax.convert.key_maps import KeyMap, ModelConfig, key_map
 from internvl_jax.convert.shards import FLOATS, WeightsError
 from internvl_jax.convert.stream import ahead
+from internvl_jax.convert.tokenizer_files import CHAT_TEMPLATE
 from internvl_jax.convert.vocabulary import grown
 from internvl_jax.models.intern_vit import VitConfig
 from internvl_jax.models.internvl_chat import ChatConfig
@@ -38,7 +39,7 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 # What belongs to them: added pieces (``<IMG_CONTEXT>``) have no other place beside a .model file.
 BESIDE_TOKENIZERS = (
     *("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", CHAT_TEMPLATE),
 )
 QLLAMA_LAYOUT = 2  # QLLaMA's layers rest in periods of so many, also where none cross-attends
 
@@ -228,7 +229,7 @@ def _habits(found: Recognised) -> dict[str, Any]:
     if name := found.config.get("template"):
         return {"template": name}
     folder = found.source if found.source.is_dir() else found.source.parent
-    jinja = folder / "chat_template.jinja"
+    jinja = folder / CHAT_TEMPLATE
     if jinja.is_file() and "<|im_start|>" in jinja.read_text():
         return {"template": "internvl2_5"}
     return {}

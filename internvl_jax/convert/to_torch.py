@@ -324,7 +324,7 @@ def _write(
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in layout.items()}
     progress = ByteProgress(sum(sizes.values()), "exporting", quiet=quiet)
     files = divide(sizes, shard_bytes)
-    weight_map, digests = {}, {}
+    weight_map, digests, settling = {}, {}, []
     with (
         ThreadPoolExecutor(1) as disk,
         contextlib.closing(ahead(_tensors(keys, rows, layout))) as arrays,
@@ -336,9 +336,10 @@ def _write(
             # The official loaders read nothing without the first entry.
             header = {"format": "pt", **metadata}
             digests[file] = write(folder / file, names, layout, passing, header)
-            # While the next one is written; `_replace` waits for all of them.
-            disk.submit(settle, folder / file)
+            settling.append(disk.submit(settle, folder / file))  # while the next one is written
         next(passing, None)  # runs the comparison with the fingerprints
+        for future in settling:
+            future.result()  # a disk says only once that it failed
     progress.close()
     total = {"total_size": sum(sizes.values())}
     index = {"metadata": {**total, **metadata}, "weight_map": weight_map}

@@ -11,6 +11,7 @@ from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.from_torch import WeightsError
 
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
+CHAT_TEMPLATE = "chat_template.jinja"
 # LLaMA's sentencepiece files; data_pipelines reads no others.
 UNK, BOS, EOS = ("<unk>", 0), ("<s>", 1), ("</s>", 2)
 

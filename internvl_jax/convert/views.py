@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from internvl_jax.convert.from_torch import WeightsError
+from internvl_jax.convert.from_torch import WeightsError, shapes
 from internvl_jax.convert.from_torch import check as check_shapes
 from internvl_jax.convert.key_maps import ModelConfig
 from internvl_jax.convert.names import Shape
@@ -112,12 +112,6 @@ def of(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, naming: str) -> Mapp
         kept = {n: Piece(n, s) for n, s in shapes(tensors).items() if n not in heads}
         tensors = View(tensors, kept, lambda name: name) if heads else tensors
     return tensors
-
-
-def shapes(tensors: Mapping[str, Any]) -> Mapping[str, Shape]:
-    """Name -> shape, without reading what need not be read."""
-    known = getattr(tensors, "shapes", None)
-    return {n: tuple(np.shape(t)) for n, t in tensors.items()} if known is None else known
 
 
 def check(tensors: Mapping[str, Any], expected: Mapping[str, Shape]) -> None:

@@ -113,18 +113,19 @@ class GenerativeStage(Stage):
         from its negatives rank by rank; training here uses one group, the global batch.
         """
         images = self.images(batch)
-        vision = model.image_tokens(images, random=randomness(batch, key))
+        random = randomness(batch, key)
+        vision = model.image_tokens(images, random=random)
         if self.hard_negatives:
             batch = {**batch, **self._mine(model, vision, batch, key)}
         rows = self._pretrain if self.variant == "pretrain" else self._retrieval
-        return rows(model, vision, batch, key, groups)
+        return rows(model, vision, batch, random, groups)
 
     def _pretrain(
         self,
         model: InternVL,
         vision: jax.Array,
         batch: Batch,
-        key: jax.Array | None,
+        random: Randomness | None,
         groups: int,
     ) -> tuple[jax.Array, Metrics]:
         B, Q = vision.shape[0], self.model.queries
@@ -136,7 +137,7 @@ class GenerativeStage(Stage):
         hidden = self._fused(
             model,
             vision,
-            randomness(batch, key),
+            random,
             (itm_ids, itm_mask, "itm"),
             (batch["summarize"], batch["summarize_mask"], "itc"),
             (batch["text"], batch["text_mask"], "itg"),
@@ -193,14 +194,14 @@ class GenerativeStage(Stage):
         model: InternVL,
         vision: jax.Array,
         batch: Batch,
-        key: jax.Array | None,
+        random: Randomness | None,
         groups: int,
     ) -> tuple[jax.Array, Metrics]:
         B, Q = vision.shape[0], self.model.queries
         hidden = self._fused(
             model,
             vision,
-            randomness(batch, key),
+            random,
             (batch["negative"], batch["negative_mask"], "itm"),
             (batch["positive"], batch["positive_mask"], "itm"),
             (batch["summarize"], batch["summarize_mask"], "itc"),
