@@ -6,6 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Before the first import of jax, which reads these once; processes that tests start inherit them.
@@ -35,3 +36,12 @@ install_import_hook(
     ["internvl_jax", "data_pipelines"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+@pytest.fixture(scope="session")
+def reference_root() -> Path:
+    """All reference folders, where somebody has them: INTERNVL_REFERENCE names their parent."""
+    root = os.environ.get("INTERNVL_REFERENCE")
+    if not root:
+        pytest.skip("INTERNVL_REFERENCE names no folder of reference cases")
+    return Path(root)

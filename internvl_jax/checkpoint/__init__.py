@@ -7,6 +7,7 @@ preemption  SIGTERM, heard at the same step by every process
 offline     read a checkpoint without a device, layer by layer
 links       leaves that rest in another run's checkpoint instead of being stored again
 storage     what a step looks like on disk · integrity: fingerprints · tree: paths of leaves
+reading     the arrays of a step, every leaf checked · writer: a step without a device, by rows
 """
 
 from internvl_jax.checkpoint.initialize import Start, initialize, scratch_from

@@ -19,6 +19,7 @@ from internvl_jax import tree as trees
 from internvl_jax.checkpoint import storage
 from internvl_jax.checkpoint.integrity import IntegrityError, fingerprints
 from internvl_jax.checkpoint.links import linked
+from internvl_jax.checkpoint.reading import read_arrays
 from internvl_jax.checkpoint.storage import CheckpointError, Leaf, Meta
 
 log = logging.getLogger(__name__)
@@ -361,7 +362,7 @@ class Checkpoints:
         storage.agree(problem, f"reading {step_dir}")
         assert meta is not None  # or agree has raised
         storage.compare(meta, wanted, step_dir, cast=cast)
-        return storage.read_arrays(step_dir, meta, wanted), meta
+        return read_arrays(step_dir, meta, wanted), meta
 
     def _set_aside(self, step: int, reason: str) -> epath.Path:
         """Move a step out of the way of later saves and of retention, deleting nothing."""

@@ -19,13 +19,8 @@ from etils import epath
 
 from internvl_jax import tree as trees
 from internvl_jax.checkpoint.integrity import HostFingerprint
-from internvl_jax.checkpoint.storage import (
-    CheckpointError,
-    brief,
-    find_step,
-    load_meta,
-    open_stores,
-)
+from internvl_jax.checkpoint.reading import open_stores
+from internvl_jax.checkpoint.storage import CheckpointError, brief, find_step, load_meta
 
 
 @dataclasses.dataclass(frozen=True)

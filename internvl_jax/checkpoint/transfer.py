@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from internvl_jax import tree as trees
-from internvl_jax.checkpoint import storage
+from internvl_jax.checkpoint import reading, storage
 from internvl_jax.checkpoint.integrity import describe
 from internvl_jax.checkpoint.links import Place
 
@@ -121,7 +121,7 @@ class CheckpointSource:
             CheckpointError: a leaf is damaged.
         """
         renamed = {self._full[path]: target for path, target in wanted.items()}
-        arrays = storage.read_arrays(self._step_dir, self._meta, renamed)
+        arrays = reading.read_arrays(self._step_dir, self._meta, renamed)
         return {path: arrays[self._full[path]] for path in wanted}
 
 

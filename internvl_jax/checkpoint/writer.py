@@ -106,11 +106,7 @@ class StepWriter:
     def _open(
         self, path: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]
     ) -> tensorstore.TensorStore:
-        base = str(self.directory / "state") + "/"
-        base = base if "://" in base else f"file://{base}"
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"},
+        spec = storage.array_spec(str(self.directory), path) | {
             "metadata": {
                 "shape": shape,
                 "data_type": dtype.name,

@@ -20,11 +20,11 @@ from internvl_jax.convert.key_maps import (
     definition,
     key_map,
     some,
-    stacked,
 )
 from internvl_jax.convert.shards import Shape, Shard, WeightsError
 from internvl_jax.convert.transpose import contiguous
 from internvl_jax.models.compute import Compute
+from internvl_jax.models.definition import stacked
 from internvl_jax.tree import flatten, unflatten
 
 __all__ = ["Tensors", "WeightsError", "check", "load", "module", "rows"]

@@ -36,7 +36,7 @@ from internvl_jax.convert.names import (
     Transform,
 )
 from internvl_jax.models.compute import Compute
-from internvl_jax.models.definition import Definition
+from internvl_jax.models.definition import Definition, stacked
 from internvl_jax.models.intern_vit import InternViT, VitConfig
 from internvl_jax.models.internvl import InternVL, InternVLConfig
 from internvl_jax.models.internvl_chat import ChatConfig, InternVLChat
@@ -76,11 +76,6 @@ class Entry:
         return self.at[1:] if stacked(self.path) else self.at
 
 
-def stacked(path: str) -> bool:
-    """Whether the leaf of that path carries a leading layer axis, whose entries are its rows."""
-    return "/layers/" in f"/{path}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Component:
     """One module in a naming: which of our leaves it covers, under which names.
@@ -108,12 +103,12 @@ class Component:
         inner = path.removeprefix(self.ours)
         table = self.own
         slices: list[tuple[Shape, str]] = [((), "")]
-        for stacked in ("blocks/layers/", "periods/layers/", "tail/"):
-            if not inner.startswith(stacked):
+        for beginning in ("blocks/layers/", "periods/layers/", "tail/"):
+            if not inner.startswith(beginning):
                 continue
-            slot, inner = _slot(inner.removeprefix(stacked))
+            slot, inner = _slot(inner.removeprefix(beginning))
             table = self.layer
-            if stacked == "tail/":
+            if beginning == "tail/":
                 slices = [((), self.layers.format(self.whole + slot))]
             else:
                 numbers = range(slot, slot + shape[0] * self.period, self.period)

@@ -62,8 +62,8 @@ class Definition:
         return axes_of(self.variables[path])
 
     def stacked(self, path: str) -> bool:
-        """Whether the parameter carries a leading layer axis."""
-        return "/layers/" in path
+        """See `stacked`."""
+        return stacked(path)
 
     def abstract(self, mesh: Mesh | AbstractMesh, frozen_dtype: Any) -> tuple[Tree, Tree]:
         """(trained, frozen) as ShapeDtypeStructs with shardings; trained parameters are float32."""
@@ -79,6 +79,11 @@ class Definition:
         """New parameters as one nested dict; traceable, so that only what is asked for is made."""
         flat = nnx.to_flat_state(nnx.state(self.build(nnx.Rngs(seed))))
         return unflatten({"/".join(map(str, path)): v.get_value() for path, v in flat})
+
+
+def stacked(path: str) -> bool:
+    """Whether the parameter of that path carries a leading layer axis."""
+    return "/layers/" in f"/{path}"
 
 
 def _keys(path: str) -> tuple[str | int, ...]:

@@ -53,14 +53,14 @@ def make(folder: Path, divisor: int) -> None:
     from internvl_jax.checkpoint.writer import StepWriter
     from internvl_jax.convert.describe import described
     from internvl_jax.convert.key_maps import key_map
+    from internvl_jax.models.definition import stacked
 
     cfg = config(divisor)
     rng = np.random.default_rng(0)
     writer = StepWriter(folder)
     for path, leaf in key_map(cfg, "hf").ours.items():
-        stacked = "/layers/" in path
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        rows = (random_bits(rng, shape) for _ in range(leaf.shape[0] if stacked else 1))
+        shape = leaf.shape[1:] if stacked(path) else leaf.shape
+        rows = (random_bits(rng, shape) for _ in range(leaf.shape[0] if stacked(path) else 1))
         dtype = "bfloat16" if leaf.shape else "float32"
         if not leaf.shape:
             rows = iter([np.asarray(2.5, np.float32)])
@@ -71,11 +71,12 @@ def make(folder: Path, divisor: int) -> None:
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every leaf, read by rows (each checked against its fingerprint)."""
     from internvl_jax.checkpoint import iter_leaves
+    from internvl_jax.models.definition import stacked
 
     found = {}
     for leaf in iter_leaves(folder):
         digest = hashlib.sha256(f"{leaf.dtype}{leaf.shape}".encode())
-        rows: Iterator[np.ndarray] = leaf.rows() if "/layers/" in leaf.path else iter([leaf.read()])
+        rows: Iterator[np.ndarray] = leaf.rows() if stacked(leaf.path) else iter([leaf.read()])
         for row in rows:
             digest.update(np.ascontiguousarray(row).reshape(-1).view(np.uint8).data)
         found[leaf.path] = digest.hexdigest()

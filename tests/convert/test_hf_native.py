@@ -17,7 +17,7 @@ from data_pipelines.text import train
 from internvl_jax.batch import IMAGE_PLACEHOLDER, IMAGE_TOKEN, TEMPLATES, tokenize
 from internvl_jax.convert import hf_native, views
 from internvl_jax.convert.architectures import model_config
-from internvl_jax.convert.formats import About
+from internvl_jax.convert.formats import About, Files
 from internvl_jax.convert.from_torch import Tensors, WeightsError, load, module
 from internvl_jax.convert.key_maps import key_map
 from internvl_jax.generate.prompt import chat
@@ -112,16 +112,22 @@ def test_the_folder_is_read_back(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(leaf, whole, err_msg=path)
 
 
+def parsed(files: Files) -> dict[str, Any]:
+    content = files["config.json"]
+    assert isinstance(content, bytes)
+    return json.loads(content)
+
+
 def test_engines_find_what_they_ask_for() -> None:
     files = hf_native.files(About(MODELS["6b, layer -4, llama"], dtype="bfloat16"))
-    config = json.loads(bytes(files["config.json"]))  # type: ignore[arg-type]
+    config = parsed(files)
     vision = config["vision_config"]
     assert vision["image_size"] == [28, 28] and vision["patch_size"] == [7, 7]
     assert vision["num_hidden_layers"] == 2 and config["vision_feature_layer"] == -1
     assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is False
     assert config["image_seq_length"] == 4 and config["image_token_id"] == 0
     assert config["torch_dtype"] == "bfloat16" and config["model_type"] == "internvl"
-    tied = json.loads(bytes(hf_native.files(About(MODELS["300m, qwen2 tied"]))["config.json"]))  # type: ignore[arg-type]
+    tied = parsed(hf_native.files(About(MODELS["300m, qwen2 tied"])))
     assert tied["tie_word_embeddings"] is tied["text_config"]["tie_word_embeddings"] is True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,3 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return root / name if (root / name).exists() else unpack(name, root)
 
     return folder
-
-
-@pytest.fixture(scope="session")
-def reference_root() -> Path:
-    """All reference folders, where somebody has them: INTERNVL_REFERENCE names their parent."""
-    root = os.environ.get("INTERNVL_REFERENCE")
-    if not root:
-        pytest.skip("INTERNVL_REFERENCE names no folder of reference cases")
-    return Path(root)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,11 +47,8 @@ def test_stage_1(packed: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["C", "G"])
-def test_both_modes(mode: str, tmp_path: Path) -> None:
-    root = os.environ.get("INTERNVL_REFERENCE")
-    if not root:
-        pytest.skip("INTERNVL_REFERENCE names no folder of reference cases")
-    case = Case.read(Path(root) / f"internvl_{mode.lower()}")
+def test_both_modes(mode: str, reference_root: Path, tmp_path: Path) -> None:
+    case = Case.read(reference_root / f"internvl_{mode.lower()}")
     cfg = case.architecture[0]
     weights = load_file(case.folder / "weights.safetensors")
     folder = write(tmp_path / "out", weights, About(cfg))
